@@ -1,0 +1,235 @@
+"""The wire between the daemon and its workers: the one file both sides share.
+
+A frame is two big-endian 32-bit lengths, a JSON object with the field `type`, and raw bytes (token ids, a JPEG, embeddings). Both sides
+ship together, so unknown fields are errors. Every request carries a number; it is answered by any number of `Tokens` and exactly one
+`Done` or `Failed`. `Status`, `CameraEvent` and `CameraFrame` come unasked.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple, Type, Union
+
+from models.record import RecordError, from_mapping, to_mapping
+
+HEADER = struct.Struct(">II")
+MAX_JSON_BYTES = 1 << 20
+MAX_PAYLOAD_BYTES = 64 << 20
+
+
+class ProtocolError(RuntimeError):
+    """The other side sent something that is no frame; the connection is not usable any more."""
+
+
+# ── daemon → worker ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """Load the converted model in `folder`. `manifest` is the manifest's mapping, `options` those of EngineOptions."""
+
+    request: int
+    model: str
+    manifest: Dict[str, Any]
+    folder: str
+    options: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CloseModel:
+    request: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue the prompt in the payload (little-endian int32 token ids).
+
+    Streams `Tokens` and ends with Done{finish: stop|length, prompt_tokens, generated_tokens, cached_tokens}. A stop token is not sent.
+    """
+
+    request: int
+    model: str
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: Optional[int] = None
+    stop_tokens: Tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_logprobs: int = -1
+    priority: int = 0
+    deadline_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Run a text encoder over sequences of token ids: payload = int32 ids one after another, `lengths` cuts them.
+
+    Done carries float32 rows: embeddings [n, dimensions] or class logits [n, classes], with result {"columns": …}.
+    """
+
+    request: int
+    model: str
+    lengths: Tuple[int, ...]
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Detect objects in the encoded picture (JPEG or PNG) in the payload. Done{detections, width, height, latency_ms}; with `annotate`, the
+    payload of Done is the picture with boxes as JPEG."""
+
+    request: int
+    model: str
+    threshold: Optional[float] = None
+    annotate: bool = False
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class StartPipeline:
+    """Start or replace a camera pipeline; `settings` is the mapping of a PipelineSettings (agent/worker/pipeline.py)."""
+
+    request: int
+    pipeline: str
+    settings: Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StopPipeline:
+    request: int
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Send `CameraFrame`s of a pipeline, at most `fps` a second, until `seconds` from now; the daemon renews while somebody looks."""
+
+    request: int
+    pipeline: str
+    fps: float = 10.0
+    seconds: float = 5.0
+    annotated: bool = True
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Give up the request numbered `target`; it ends with Failed(code="cancelled") unless it has ended already."""
+
+    request: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    request: int
+
+
+# ── worker → daemon ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Ready:
+    pid: int
+    python: str
+    versions: Dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Newly generated token ids of a request; `logprobs` holds one [[token, logprob], …] list per token if they were asked for."""
+
+    request: int
+    tokens: Tuple[int, ...]
+    logprobs: Tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    request: int
+    result: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """codes: invalid, unknown_model, busy, cancelled, deadline, engine, internal."""
+
+    request: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """Once a second: what this worker holds and does; also the sign that its loop is alive."""
+
+    models: Dict[str, Dict[str, Any]]
+    pipelines: Dict[str, Dict[str, Any]]
+    busy_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class CameraEvent:
+    """Something happened in front of a camera: an object is new or gone, crossed a line, or the camera changed state."""
+
+    pipeline: str
+    kind: str
+    data: Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """One JPEG (payload) of a watched pipeline with the detections drawn or beside it."""
+
+    pipeline: str
+    sequence: int
+    age_ms: float
+    detections: Tuple[Dict[str, Any], ...] = ()
+
+
+Request = Union[OpenModel, CloseModel, Generate, Encode, Detect, StartPipeline, StopPipeline, Watch, Cancel, Shutdown]
+Report = Union[Ready, Tokens, Done, Failed, Status, CameraEvent, CameraFrame]
+Message = Union[Request, Report]
+
+TYPES: Dict[str, Type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        OpenModel, CloseModel, Generate, Encode, Detect, StartPipeline, StopPipeline, Watch, Cancel, Shutdown,
+        Ready, Tokens, Done, Failed, Status, CameraEvent, CameraFrame,
+    )
+}  # fmt: skip
+
+
+def encode_frame(message: Message, payload: bytes = b"") -> bytes:
+    """The bytes of one frame. Raises ProtocolError if it is over a limit."""
+    text = json.dumps({"type": type(message).__name__, **to_mapping(message)}, separators=(",", ":")).encode()
+    if len(text) > MAX_JSON_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(
+            f"{type(message).__name__} is too large: {len(text)} bytes of JSON (limit {MAX_JSON_BYTES}), "
+            f"{len(payload)} of payload (limit {MAX_PAYLOAD_BYTES})"
+        )
+    return HEADER.pack(len(text), len(payload)) + text + payload
+
+
+def frame_lengths(header: bytes) -> Tuple[int, int]:
+    """(JSON bytes, payload bytes) that follow an 8-byte header. Raises ProtocolError if over a limit."""
+    json_bytes, payload_bytes = HEADER.unpack(header)
+    if json_bytes > MAX_JSON_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(f"frame announces {json_bytes} + {payload_bytes} bytes, over the limits")
+    return json_bytes, payload_bytes
+
+
+def decode_message(text: bytes) -> Message:
+    """Parse the JSON part of a frame. Raises ProtocolError."""
+    try:
+        values = json.loads(text)
+        kind = TYPES[values.pop("type")]
+        message: Message = from_mapping(kind, values)
+    except (ValueError, KeyError, TypeError, AttributeError, RecordError) as error:
+        raise ProtocolError(f"not a message: {error}: {text[:200]!r}") from error
+    return message

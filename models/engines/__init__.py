@@ -1,0 +1,118 @@
+"""The engine contract: what every runtime offers to the tasks above it, and the literal table of runtimes.
+
+An engine belongs to one thread. Arrays that it returns are valid until the next call on the same engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Protocol, Sequence, Tuple
+
+import numpy as np
+
+
+class EngineError(RuntimeError):
+    """An engine could not be opened or run; the message names the artefact, the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to open an engine.
+
+    provider  `cpu`, `cuda` or `tensorrt` for ONNX Runtime: what is asked must be what is got, else EngineError
+    threads   intra-op threads; 0 means: all cores but one, at least one
+    slots     generation only: sequences held at once
+    context_tokens  generation only: tokens of one sequence, prompt and answer together (the KV capacity of a slot)
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    slots: int = 4
+    context_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of an input or output; a dimension of -1 is dynamic."""
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+
+
+class Engine(Protocol):
+    """A loaded model without state between calls."""
+
+    inputs: Tuple[TensorSpec, ...]
+    outputs: Tuple[TensorSpec, ...]
+    provider: str
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """Infer once. Raises EngineError for a missing, unknown or ill-shaped input."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SlotTokens:
+    """Tokens to append to the sequence in `slot`, whose logits after the last of them are wanted."""
+
+    slot: int
+    tokens: Sequence[int]
+
+
+class GenerationEngine(Protocol):
+    """A loaded causal language model that owns its KV cache; sequences live in numbered slots.
+
+    The scheduler above decides which slot advances by how many tokens; prompts may come in chunks, and a step may hold one chunk of a
+    prompt or one token of each of many running sequences.
+    """
+
+    vocabulary: int
+    slots: int
+    context_tokens: int
+    provider: str
+
+    def length(self, slot: int) -> int:
+        """Tokens now held in the cache of `slot`."""
+        ...
+
+    def step(self, batch: Sequence[SlotTokens]) -> np.ndarray:
+        """Append tokens, return float32 logits [len(batch), vocabulary] after each row's last token. Raises EngineError on overflow."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of `slot`; 0 frees it."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` tokens of `target`'s cache those of `source` (a shared prefix)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+ENGINES: Dict[str, str] = {
+    "onnx": "models.engines.onnx",
+}
+
+
+def open_engine(folder: Path, options: Optional[EngineOptions] = None, runtime: str = "onnx") -> Engine:
+    """Open `model.onnx` (or the runtime's own artefact) in `folder` as a stateless engine."""
+    engine: Engine = _runtime(runtime).open_engine(folder, options or EngineOptions())
+    return engine
+
+
+def open_generation_engine(folder: Path, options: Optional[EngineOptions] = None, runtime: str = "onnx") -> GenerationEngine:
+    """Open a converted causal language model folder (model.onnx, generation.json) with its KV cache."""
+    engine: GenerationEngine = _runtime(runtime).open_generation_engine(folder, options or EngineOptions())
+    return engine
+
+
+def _runtime(name: str) -> Any:
+    if name not in ENGINES:
+        raise EngineError(f"unknown runtime {name!r}; known are {', '.join(ENGINES)}")
+    return importlib.import_module(ENGINES[name])
