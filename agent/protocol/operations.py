@@ -1,0 +1,128 @@
+"""The commands a node may get: arguments, lane and what a restart does to each. One literal table. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from agent.protocol.messages import Command
+from agent.protocol.wire import CommandId, Digest, LeaseKind, MessageError, Name, Short, Text, Wire, first_fault
+
+Lane = Literal["control", "work"]
+LeaseSeconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class PingArgs(Wire):
+    echo: Short | None = None
+
+
+class ActivateArgs(Wire):
+    """`full` takes traffic now; `contingent` lets a warm node serve as soon as a balancer sends it some (L7)."""
+
+    lease_s: LeaseSeconds
+    kind: LeaseKind = "full"
+    weight: Annotated[int, Field(ge=0, le=1000)] = 1
+
+
+class RenewArgs(Wire):
+    lease_s: LeaseSeconds
+
+
+class StandbyArgs(Wire):
+    reason: Text | None = None
+
+
+class DrainArgs(Wire):
+    """Out of service for maintenance: finish what is in flight, then neither lease nor autonomy until a new order."""
+
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    reason: Text | None = None
+
+
+class ModelDeployArgs(Wire):
+    name: Name
+    digest: Digest | None = None
+
+
+class ModelRemoveArgs(Wire):
+    name: Name
+
+
+class PipelineStartArgs(Wire):
+    """Without `source` and `model` the pipeline of that id is known from configuration or the desired document."""
+
+    id: Name
+    source: Text | None = None
+    model: Name | None = None
+    settings: dict[str, JsonValue] = Field(default_factory=dict, max_length=64)
+
+
+class PipelineStopArgs(Wire):
+    id: Name
+
+
+class ConfigSetArgs(Wire):
+    values: dict[str, JsonValue] = Field(max_length=64)
+
+
+class DiagCollectArgs(Wire):
+    parts: Annotated[tuple[Literal["logs", "journal", "telemetry", "models", "workers", "config"], ...], Field(max_length=6)] = (
+        "telemetry",
+        "workers",
+        "models",
+    )
+
+
+class AgentUpdateArgs(Wire):
+    version: Short
+    digest: Digest
+
+
+class AgentRestartArgs(Wire):
+    reason: Text | None = None
+
+
+class CancelArgs(Wire):
+    id: CommandId
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`moves_lease`: carries an epoch and goes through lease.decide. `is_resumable`: doing it again after a crash
+    leads to the same end, so an entry found in execution at start is run once more instead of failed(interrupted)."""
+
+    args: type[Wire]
+    lane: Lane
+    moves_lease: bool = False
+    is_resumable: bool = False
+
+
+OPS: Mapping[str, Operation] = {
+    "ping": Operation(PingArgs, "control"),
+    "activate": Operation(ActivateArgs, "control", moves_lease=True),
+    "renew": Operation(RenewArgs, "control", moves_lease=True),
+    "standby": Operation(StandbyArgs, "control", moves_lease=True),
+    "drain": Operation(DrainArgs, "control", moves_lease=True),
+    "cancel": Operation(CancelArgs, "control"),
+    "model.deploy": Operation(ModelDeployArgs, "work", is_resumable=True),
+    "model.remove": Operation(ModelRemoveArgs, "work", is_resumable=True),
+    "pipeline.start": Operation(PipelineStartArgs, "work", is_resumable=True),
+    "pipeline.stop": Operation(PipelineStopArgs, "work", is_resumable=True),
+    "config.set": Operation(ConfigSetArgs, "work"),
+    "diag.collect": Operation(DiagCollectArgs, "work"),
+    "agent.update": Operation(AgentUpdateArgs, "work"),
+    "agent.restart": Operation(AgentRestartArgs, "work"),
+}
+
+
+def arguments(command: Command) -> Wire:
+    """The checked arguments. Raises KeyError for an op not in the table, MessageError for arguments that do not fit."""
+    kind = OPS[command.op].args
+    try:
+        return kind.model_validate_json(json.dumps(command.args))
+    except ValidationError as error:
+        raise MessageError(first_fault(kind, error)) from error
