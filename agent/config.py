@@ -1,0 +1,163 @@
+"""The node's configuration: defaults, then one TOML file, then the environment (`HOTSPARE__MQTT__HOST=…`); handed out in slices.
+
+Validators are pure: no file, no network, no GPU is touched here. Secrets are paths to files, never values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+NODE_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,62}$")
+EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h; the unit does not restart on it
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot be used; the message names file, field, value and what is allowed."""
+
+
+class Slice(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _node_id(value: str) -> str:
+    if not NODE_ID.match(value):
+        raise ValueError(f"node id {value!r} must match {NODE_ID.pattern}: it is the client id and a level of every topic")
+    return value
+
+
+def default_node_id() -> str:
+    """The host's name in the letters that a node id may have."""
+    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")
+    return name if NODE_ID.match(name) else f"node-{name}"[:63].rstrip("-") or "node-unnamed"
+
+
+def default_state_folder() -> Path:
+    """systemd's StateDirectory if there is one, else the user's data folder (XDG base directories)."""
+    given = os.environ.get("HOTSPARE_STATE") or os.environ.get("STATE_DIRECTORY")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hotspare"
+
+
+class NodeSettings(Slice):
+    id: Annotated[str, AfterValidator(_node_id)] = Field(default_factory=default_node_id)
+    state: Path = Field(default_factory=default_state_folder)
+    weight: int = Field(default=1, ge=1, le=100)
+    max_requests_per_s: float = Field(default=2.0, gt=0)
+
+
+class HttpSettings(Slice):
+    """Where clients reach the node. `advertise` is what the coordinator puts into nginx; empty: host and port as bound."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    advertise: str = ""
+    keys_file: Path | None = None
+
+
+class MqttSettings(Slice):
+    """The broker. An empty host means standalone: no coordinator, the node always serves."""
+
+    host: str = ""
+    port: int = Field(default=1883, ge=1, le=65535)
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
+    heartbeat_active_s: float = Field(default=10.0, gt=0)
+    heartbeat_standby_s: float = Field(default=30.0, gt=0)
+
+
+class PrimarySettings(Slice):
+    """The cloud API this node backs up, probed by the node itself only while the coordinator is out of reach. Empty URL: no autonomy."""
+
+    url: str = ""
+    model: str = "deepseek-chat"
+    key_file: Path | None = None
+    interval_s: float = Field(default=30.0, gt=0)
+    timeout_s: float = Field(default=5.0, gt=0)
+    failures: int = Field(default=3, ge=1)
+    passes: int = Field(default=4, ge=1)
+    autonomous_max_s: float = Field(default=24 * 3600.0, gt=0)
+
+
+class WorkerSettings(Slice):
+    """`python` is the interpreter that has the device's runtime: on JetPack the system's, since only that one has TensorRT."""
+
+    python: Path = Path(sys.executable)
+    threads: int = Field(default=0, ge=0, le=64)
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    context_tokens: int = Field(default=2048, ge=64)
+    slots: int = Field(default=4, ge=1, le=64)
+    hang_s: float = Field(default=120.0, gt=0)
+
+
+class ModelSettings(Slice):
+    serve: tuple[str, ...] = ("smollm2-135m-instruct", "all-minilm-l6-v2")
+    aliases: dict[str, str] = Field(default_factory=dict)
+    serve_unverified: bool = False
+
+
+class CameraSettings(Slice):
+    """One camera pipeline; the fields beyond id are those of PipelineSettings in agent/worker/pipeline.py, which checks them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    source: str
+    model: str
+
+    def pipeline(self) -> dict[str, Any]:
+        return self.model_dump()
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="HOTSPARE__", env_nested_delimiter="__")
+
+    node: NodeSettings = NodeSettings()
+    http: HttpSettings = HttpSettings()
+    mqtt: MqttSettings = MqttSettings()
+    primary: PrimarySettings = PrimarySettings()
+    worker: WorkerSettings = WorkerSettings()
+    models: ModelSettings = ModelSettings()
+    cameras: tuple[CameraSettings, ...] = ()
+
+
+def load_settings(file: Path | None) -> Settings:
+    """Defaults, then `file`, then the environment. Raises ConfigurationError."""
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            toml = (TomlConfigSettingsSource(settings_cls, toml_file=file),) if file else ()
+            return (env_settings, *toml)
+
+    if file is not None and not file.is_file():
+        raise ConfigurationError(f"{file} is not a file; give --config the path of a TOML file, or leave it out for the defaults")
+    try:
+        settings = FromFile()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise ConfigurationError(f"{file or 'environment'}: " + "; ".join(lines)) from error
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(f"{file}: {error}") from error
+    identifiers = [camera.id for camera in settings.cameras]
+    if len(set(identifiers)) != len(identifiers):
+        raise ConfigurationError(f"cameras: the ids {identifiers} are not all different")
+    return settings

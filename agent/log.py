@@ -1,0 +1,32 @@
+"""Logging, set up once by the command line: readable lines on a terminal, JSON lines with a syslog priority for journald."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+# sd-daemon(3): a line that begins with <N> carries its priority.
+PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+class JournalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        values = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            values["exception"] = self.formatException(record.exc_info)
+        return f"<{PRIORITY.get(record.levelno, 6)}>{json.dumps(values, ensure_ascii=False)}"
+
+
+def configure(verbose: bool = False) -> None:
+    """Send every logger to stderr. Third parties are held to warnings: their debug output carries payloads."""
+    handler = logging.StreamHandler(sys.stderr)
+    terminal = sys.stderr.isatty()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S") if terminal else JournalFormatter()
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name in ("paho", "uvicorn", "uvicorn.access", "httpx", "httpcore", "multipart", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)

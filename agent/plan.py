@@ -1,0 +1,98 @@
+"""plan(desired, actual, now) → steps: the node's brain, pure. `reconcile` alone carries the steps out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.state import Absent, Actual, Broken, Desired, Prepared, Preparing, Refused, Running, Serving
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Fetch, convert, verify."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    pipeline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pipeline: str
+
+
+Step = Prepare | Open | Close | Start | Stop
+
+
+def wanted_models(desired: Desired) -> tuple[str, ...]:
+    """The models asked for and those that pipelines need, each once, in that order."""
+    needed = (str(settings.get("model", "")) for settings in desired.pipelines.values())
+    return tuple(dict.fromkeys([*desired.models, *(model for model in needed if model)]))
+
+
+def plan(desired: Desired, actual: Actual, now_s: float) -> list[Step]:
+    """The steps that bring `actual` closer to `desired` at the monotonic time `now_s`; empty when nothing can or need be done."""
+    return [*_stops(desired, actual), *_closes(desired, actual), *_opens(desired, actual, now_s), *_starts(desired, actual, now_s)]
+
+
+def _stops(desired: Desired, actual: Actual) -> Iterator[Step]:
+    for pipeline in actual.pipelines:
+        if pipeline not in desired.pipelines:
+            yield Stop(pipeline)
+
+
+def _closes(desired: Desired, actual: Actual) -> Iterator[Step]:
+    wanted = wanted_models(desired)
+    for model, state in actual.models.items():
+        if model not in wanted and not isinstance(state, Preparing):
+            yield Close(model)
+
+
+def _opens(desired: Desired, actual: Actual, now_s: float) -> Iterator[Step]:
+    is_preparing = any(isinstance(state, Preparing) for state in actual.models.values())
+    for model in wanted_models(desired):
+        state = actual.models.get(model, Absent())
+        must_prepare = isinstance(state, Absent) or (isinstance(state, Broken) and now_s >= state.retry_at_s)
+        if must_prepare and not is_preparing:
+            is_preparing = True  # one build at a time: it takes the memory and the cores of the device
+            yield Prepare(model)
+        elif _must_open(model, state, actual):
+            yield Open(model)
+
+
+def _must_open(model: str, state: object, actual: Actual) -> bool:
+    incarnation = actual.workers.get(actual.worker_of[model]) if model in actual.worker_of else None
+    if incarnation is None:
+        return False
+    return isinstance(state, Prepared) or (isinstance(state, Serving) and state.incarnation != incarnation)
+
+
+def _starts(desired: Desired, actual: Actual, now_s: float) -> Iterator[Step]:
+    incarnation = actual.workers.get("vision")
+    if incarnation is None:
+        return
+    for pipeline, settings in desired.pipelines.items():
+        model = actual.models.get(str(settings.get("model", "")))
+        if not (isinstance(model, Serving) and model.incarnation == incarnation):
+            continue
+        match actual.pipelines.get(pipeline):
+            case Running(settings=running, incarnation=started) if running == settings and started == incarnation:
+                continue
+            case Refused(settings=refused, retry_at_s=retry_at_s) if refused == settings and now_s < retry_at_s:
+                continue
+            case _:
+                yield Start(pipeline)

@@ -1,0 +1,101 @@
+"""What should be on this node and what is: frozen values that `plan` compares and `reconcile` acts on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Settings = Mapping[str, Any]
+WorkerName = Literal["text", "vision"]
+
+WORKER_OF_TASK: dict[str, WorkerName] = {
+    "generation": "text",
+    "embedding": "text",
+    "classification": "text",
+    "detection": "vision",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Models to serve, in order of importance, and camera pipelines by id. `revision` is that of the coordinator's document."""
+
+    models: tuple[str, ...] = ()
+    pipelines: Mapping[str, Settings] = field(default_factory=dict)
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Nothing is known to be on the disk: it has to be prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """Being fetched, converted and verified."""
+
+    phase: str = "queued"
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Converted and verified in `folder`; not loaded."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Loaded by the given incarnation of its worker."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    incarnation: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Could not be prepared or loaded; tried again at `retry_at_s` (monotonic)."""
+
+    message: str
+    attempts: int
+    retry_at_s: float
+
+
+ModelState = Absent | Preparing | Prepared | Serving | Broken
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A pipeline started with `settings` in the given incarnation of the vision worker."""
+
+    settings: Settings
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A pipeline that the worker would not start, e.g. for its settings; tried again at `retry_at_s` or with other settings."""
+
+    settings: Settings
+    message: str
+    attempts: int
+    retry_at_s: float
+
+
+PipelineState = Running | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """`workers` gives the incarnation of each worker that is running now; one that is not has no entry."""
+
+    models: Mapping[str, ModelState] = field(default_factory=dict)
+    pipelines: Mapping[str, PipelineState] = field(default_factory=dict)
+    workers: Mapping[WorkerName, int] = field(default_factory=dict)
+    worker_of: Mapping[str, WorkerName] = field(default_factory=dict)
