@@ -23,12 +23,14 @@ class EngineOptions:
 
     provider  `cpu`, `cuda` or `tensorrt` for ONNX Runtime: what is asked must be what is got, else EngineError
     threads   intra-op threads; 0 means: all cores but one, at least one
+    spinning  idle threads spin instead of sleeping: faster alone (CPU decode about a quarter), but it takes cores from neighbours
     slots     generation only: sequences held at once
     context_tokens  generation only: tokens of one sequence, prompt and answer together (the KV capacity of a slot)
     """
 
     provider: str = "cpu"
     threads: int = 0
+    spinning: bool = False
     slots: int = 4
     context_tokens: int = 2048
 
