@@ -1,0 +1,219 @@
+"""Continuous batching over the slots of a generation engine: schedule → run → postprocess, synchronously, one step at a time.
+
+The shape is that of nano-vllm (https://github.com/GeeeekExplorer/nano-vllm). Sequences join and leave between steps. A step runs one
+token of every running sequence and, within a budget of `chunk_tokens`, pieces of the prompts that are not through yet, so that a long
+prompt never stops the others.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Tuple
+
+from models.engines import EngineError, GenerationEngine, SlotTokens
+from models.tasks.generation.prefix import MIN_SHARED, longest_shared, place
+from models.tasks.generation.sampling import choose, log_probabilities
+from models.tasks.generation.sequence import GenerationRequest, Output, Refused, Sequence
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """waiting: sequences that may wait for a slot, more are refused as busy; chunk_tokens: prompt tokens of one step;
+    overtakes: a waiting sequence gains one priority each time so many others were let in before it."""
+
+    waiting: int = 16
+    chunk_tokens: int = 128
+    overtakes: int = 8
+
+
+@dataclass(frozen=True)
+class Load:
+    """running sequences hold a slot; `prompt_tokens` and `cached_tokens` count since the start."""
+
+    running: int
+    waiting: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+
+class Scheduler:
+    """Owns the slots of `engine`. One thread; `step` takes as long as one pass through the model.
+
+    Every sequence that `add` accepts ends with exactly one Output that has a `finish`, unless `step` raises EngineError: then the engine
+    cannot be trusted any more, and the scheduler is to be thrown away with it.
+    """
+
+    def __init__(
+        self, engine: GenerationEngine, settings: Optional[SchedulerSettings] = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._settings = settings or SchedulerSettings()
+        self._clock = clock
+        self._waiting: List[Sequence] = []
+        self._running: Dict[int, Sequence] = {}
+        self._ended: List[Output] = []
+        self._contents: List[List[int]] = [[] for _ in range(engine.slots)]
+        self._free = list(range(engine.slots))
+        self._steps = 0
+        self._counts = [0, 0, 0]
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._waiting or self._running or self._ended)
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self._running), len(self._waiting), *self._counts)
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises Refused: `invalid` with what is wrong, `busy` if too many wait."""
+        problem = self._problem(request)
+        if problem is not None:
+            raise Refused("invalid", problem)
+        if len(self._waiting) >= self._settings.waiting:
+            raise Refused("busy", f"{len(self._running)} sequences run and {len(self._waiting)} wait; try again later")
+        self._waiting.append(Sequence(request))
+
+    def cancel(self, number: int) -> bool:
+        """Give up a sequence now; the next step reports it as `cancelled`. False if it is not here (any more)."""
+        sequence = next((item for item in [*self._waiting, *self._running.values()] if item.request.number == number), None)
+        if sequence is not None:
+            self._end(sequence, "cancelled")
+        return sequence is not None
+
+    def step(self) -> List[Output]:
+        """One pass through the model. Raises EngineError."""
+        self._expire()
+        self._admit()
+        batch = self._schedule()
+        outputs = self._advance(batch) if batch else []
+        self._steps += 1
+        ended, self._ended = self._ended, []
+        return ended + outputs
+
+    def _problem(self, request: GenerationRequest) -> Optional[str]:
+        capacity, vocabulary, prompt = self._engine.context_tokens, self._engine.vocabulary, request.prompt
+        if not prompt:
+            return "the prompt is empty"
+        if len(prompt) >= capacity:
+            return f"the prompt has {len(prompt)} tokens; with an answer it must fit into {capacity} tokens"
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            return f"the prompt has a token id outside the vocabulary of {vocabulary}"
+        if request.max_tokens < 1:
+            return f"max_tokens is {request.max_tokens}, must be at least 1"
+        if any(item.request.number == request.number for item in [*self._waiting, *self._running.values()]):
+            return f"a sequence numbered {request.number} is here already"
+        return request.sampling.problem()
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for sequence in [item for item in [*self._waiting, *self._running.values()] if item.request.deadline <= now]:
+            self._end(sequence, "deadline")
+
+    def _admit(self) -> None:
+        while self._waiting and self._free:
+            sequence = max(self._waiting, key=self._urgency)  # of equals the first, which came first
+            for other in self._waiting[: self._waiting.index(sequence)]:
+                other.overtaken += 1
+            placement = place(sequence.request.prompt, self._contents, self._free)
+            slot, shared = placement.slot, placement.shared
+            if placement.source == slot or not shared:
+                self._engine.truncate(slot, shared)
+            else:
+                self._engine.copy(placement.source, slot, shared)
+            self._contents[slot] = list(sequence.request.prompt[:shared])
+            self._waiting.remove(sequence)
+            self._free.remove(slot)
+            sequence.slot, sequence.cached_tokens = slot, shared
+            self._running[slot] = sequence
+            self._counts[0] += len(sequence.request.prompt)
+            self._counts[1] += shared
+
+    def _urgency(self, sequence: Sequence) -> int:
+        return sequence.request.priority + sequence.overtaken // self._settings.overtakes
+
+    def _schedule(self) -> List[SlotTokens]:
+        """One token of each running sequence, then pieces of prompts within the budget."""
+        batch: List[SlotTokens] = []
+        prompts: List[Tuple[int, Sequence]] = []
+        for slot, sequence in self._running.items():
+            if sequence.generated:
+                batch.append(SlotTokens(slot, sequence.pending(len(self._contents[slot]))))
+            else:
+                prompts.append((slot, sequence))
+        budget = self._settings.chunk_tokens
+        for slot, sequence in self._prompt_order(prompts):
+            if budget > 0:
+                self._borrow(slot, sequence)
+                piece = sequence.pending(len(self._contents[slot]))[:budget]
+                batch.append(SlotTokens(slot, piece))
+                budget -= len(piece)
+        return batch
+
+    def _borrow(self, slot: int, sequence: Sequence) -> None:
+        """Copy what another slot has computed of this prompt since it was let in: equal system prompts that come at once."""
+        held, prompt = len(self._contents[slot]), sequence.request.prompt
+        source, shared = longest_shared(prompt, self._contents, (slot,))
+        if source != slot and shared >= held + MIN_SHARED:
+            self._engine.copy(source, slot, shared)
+            self._contents[slot] = list(prompt[:shared])
+            sequence.cached_tokens += shared - held
+            self._counts[1] += shared - held
+
+    def _prompt_order(self, prompts: List[Tuple[int, Sequence]]) -> List[Tuple[int, Sequence]]:
+        """Every other step belongs to the prompt that was let in first, so that it comes through whatever arrives; the steps between to
+        the most urgent one with the least left, so that a short prompt need not wait for a long one before it."""
+        if self._steps % 2 == 0:
+            return prompts
+
+        def order(item: Tuple[int, Sequence]) -> Tuple[int, int]:
+            slot, sequence = item
+            return -sequence.request.priority, len(sequence.request.prompt) - len(self._contents[slot])
+
+        return sorted(prompts, key=order)
+
+    def _advance(self, batch: List[SlotTokens]) -> List[Output]:
+        logits = self._engine.step(batch)
+        for item in batch:
+            self._contents[item.slot].extend(item.tokens)
+        sampled = [
+            (row, self._running[item.slot])
+            for row, item in enumerate(batch)
+            if len(self._contents[item.slot]) >= len(self._running[item.slot].request.prompt)
+        ]
+        if not sampled:
+            return []
+        rows, sequences = [row for row, _ in sampled], [sequence for _, sequence in sampled]
+        samplings = [sequence.request.sampling for sequence in sequences]
+        wanted = logits[rows]
+        try:
+            tokens = choose(wanted, samplings, [item.counts for item in sequences], [item.generator for item in sequences])
+        except ValueError as error:
+            raise EngineError(f"the model's output cannot be used: {error}; open the model again") from error
+        logprobs = log_probabilities(wanted, tokens.tolist(), samplings)
+        return [self._take(*taken) for taken in zip(sequences, tokens.tolist(), logprobs)]
+
+    def _take(self, sequence: Sequence, token: int, logprobs: Optional[Tuple[Tuple[int, float], ...]]) -> Output:
+        finish = sequence.append(token, self._engine.context_tokens)
+        if finish is not None:
+            self._release(sequence)
+        if finish == "stop":
+            return sequence.output(finish=finish)
+        self._counts[2] += 1
+        return sequence.output((token,), () if logprobs is None else (logprobs,), finish)
+
+    def _end(self, sequence: Sequence, finish: str) -> None:
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        else:
+            self._release(sequence)
+        self._ended.append(sequence.output(finish=finish))
+
+    def _release(self, sequence: Sequence) -> None:
+        """Free the slot but keep what it holds: the next prompt may begin with it."""
+        slot = sequence.slot
+        if slot is not None:
+            del self._running[slot]
+            self._free.append(slot)

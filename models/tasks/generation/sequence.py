@@ -1,0 +1,81 @@
+"""One text being generated: what was asked, how far it is, and what is told of it after each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+
+from models.tasks.generation.sampling import Logprobs, Sampling
+
+
+class Refused(ValueError):
+    """A request was not taken. `code`: `invalid` (never will be) or `busy` (try again later)."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What is asked for. `deadline` is a point of the scheduler's clock (monotonic seconds); a larger `priority` goes first."""
+
+    number: int
+    prompt: Tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_tokens: Tuple[int, ...] = ()
+    priority: int = 0
+    deadline: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Output:
+    """News of one sequence after a step.
+
+    tokens    newly generated; a stop token is not among them
+    logprobs  one entry per token if they were asked for
+    finish    None while it goes on, else `stop`, `length`, `cancelled` or `deadline`: the last output of this sequence
+    cached_tokens  tokens of the prompt that were not computed because a slot still held them
+    """
+
+    number: int
+    tokens: Tuple[int, ...]
+    logprobs: Tuple[Logprobs, ...]
+    finish: Optional[str]
+    prompt_tokens: int
+    generated_tokens: int
+    cached_tokens: int
+
+
+class Sequence:
+    """The mutable state of a request between its `add` and its last Output; owned by the scheduler."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.slot: Optional[int] = None
+        self.generated: List[int] = []
+        self.counts: Dict[int, int] = {}
+        self.cached_tokens = 0
+        self.overtaken = 0
+        self.generator = np.random.default_rng(request.sampling.seed)
+
+    def pending(self, held: int) -> Tuple[int, ...]:
+        """Tokens that the engine must still be given when its slot holds `held`: the rest of the prompt, or the newest token."""
+        prompt = self.request.prompt
+        return prompt[held:] if held < len(prompt) else (self.generated[-1],)
+
+    def append(self, token: int, capacity: int) -> Optional[str]:
+        """Take a sampled token; returns how the sequence ends, if it does."""
+        if token in self.request.stop_tokens:
+            return "stop"
+        self.generated.append(token)
+        self.counts[token] = self.counts.get(token, 0) + 1
+        is_full = len(self.request.prompt) + len(self.generated) >= capacity
+        return "length" if is_full or len(self.generated) >= self.request.max_tokens else None
+
+    def output(self, tokens: Tuple[int, ...] = (), logprobs: Tuple[Logprobs, ...] = (), finish: Optional[str] = None) -> Output:
+        prompt, generated = len(self.request.prompt), len(self.generated)
+        return Output(self.request.number, tokens, logprobs, finish, prompt, generated, self.cached_tokens)
