@@ -1,0 +1,50 @@
+"""The application: all endpoints behind one door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from prometheus_client import CollectorRegistry
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from agent.http import batch, cameras, chat, completions, detection, encoders, errors, node, page
+from agent.http.collaborators import Limits, Services
+from agent.http.context import Context
+from agent.http.front import Front, InFlight
+from agent.http.metrics import Metrics
+from agent.http.streams import ClientLeft
+
+
+@dataclass(frozen=True)
+class Application:
+    """`asgi` for a server; `in_flight` for draining; `metrics` for whoever has figures to add."""
+
+    asgi: ASGIApp
+    in_flight: InFlight
+    metrics: Metrics
+
+
+def create_app(services: Services, registry: CollectorRegistry, limits: Limits | None = None) -> Application:
+    """Wire the endpoints. Reads the page's files and nothing else."""
+    limits = limits or Limits()
+    metrics = Metrics(registry, services.node.snapshot)
+    context = Context(services, limits, metrics)
+    in_flight = InFlight()
+    # The interactive documentation of FastAPI loads scripts from a CDN; the schema at /openapi.json is enough.
+    app = FastAPI(title="Hotspare", docs_url=None, redoc_url=None, redirect_slashes=False)
+    errors.install(app)
+
+    async def client_left(_: Request, __: Exception) -> Response:
+        metrics.disconnects.inc()
+        return Response(status_code=499)
+
+    app.add_exception_handler(ClientLeft, client_left)
+    for part in (chat, completions, encoders, batch, detection, cameras, node):
+        app.include_router(part.router(context))
+    app.include_router(node.models_router(context))
+    if services.demo is not None:
+        app.include_router(node.demo_router(services.demo))
+    app.include_router(page.router())
+    return Application(Front(app, services, limits, metrics, in_flight), in_flight, metrics)

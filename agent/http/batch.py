@@ -1,0 +1,68 @@
+"""/v1/batch: many requests merged into one call, answered item by item in their order; one bad item fails alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from agent.http.collaborators import ServiceFailure
+from agent.http.context import Context, add_post, new_id, now_s
+from agent.http.errors import ApiError, failed, fault_of
+from agent.http.generation import Job, complete, sampling_of, usage_of
+from agent.http.requests import BatchItem, BatchRequest
+from agent.http.streams import all_of, unless_left
+
+
+def router(context: Context) -> APIRouter:
+    routes = APIRouter()
+
+    async def batch(body: BatchRequest, request: Request) -> Response:
+        """Run all items at the same time."""
+        model = context.model_or_default(body.model, "generation")
+        calls = [partial(_answer, context, model, index, raw) for index, raw in enumerate(body.requests)]
+        items = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
+        usages = [item["usage"] for item in items if "usage" in item]
+        return JSONResponse({
+            "id": new_id("batch"),
+            "object": "batch.result",
+            "created": now_s(),
+            "model": model,
+            "results": items,
+            "usage": {name: sum(usage[name] for usage in usages) for name in ("prompt_tokens", "completion_tokens", "total_tokens")},
+        })  # fmt: skip
+
+    add_post(routes, "/batch", batch)
+    return routes
+
+
+async def _answer(context: Context, default_model: str, index: int, raw: Any) -> dict[str, Any]:
+    try:
+        item = BatchItem.model_validate(raw)
+        model = item.model or default_model
+        text = context.text()
+        if item.messages:
+            prompt = text.chat_prompt(model, [message.plain() for message in item.messages])
+        elif isinstance(item.prompt, str):
+            prompt = text.encode(model, item.prompt)
+        else:
+            prompt = item.prompt or []
+        choice = await complete(text, context.metrics, model, Job(0, prompt, sampling_of(item, item.max_tokens)))
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
+        return {"index": index, **fault_of(faults, raw).body()}
+    except ApiError as error:
+        return {"index": index, **error.body()}
+    except ServiceFailure as failure:
+        return {"index": index, **failed(failure).body()}
+    return {
+        "index": index,
+        "text": choice.text,
+        "finish_reason": choice.finish,
+        "usage": usage_of([choice.usage], prompts=1),
+        "model": model,
+    }

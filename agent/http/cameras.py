@@ -1,0 +1,70 @@
+"""/cameras: what the pipelines see, as JSON, as one picture, as a stream of pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from agent.http.context import Context
+from agent.http.errors import ApiError
+from agent.http.streams import PictureStream
+
+FIRST_FRAME_S = 10.0
+CameraId = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def router(context: Context) -> APIRouter:
+    routes = APIRouter(prefix="/cameras", tags=["cameras"])
+    watchers = 0
+
+    def known(camera: str) -> str:
+        if all(item["id"] != camera for item in context.vision().cameras()):
+            raise ApiError(404, f"there is no camera {camera!r}; see /cameras", code="camera_not_found")
+        return camera
+
+    @routes.get("", response_model=None)
+    async def cameras() -> Response:
+        vision = context.services.vision
+        return JSONResponse({"object": "list", "data": [dict(item) for item in vision.cameras()] if vision else []})
+
+    @routes.get("/{camera}", response_model=None)
+    async def camera(camera: CameraId) -> Response:
+        known(camera)
+        return JSONResponse(next(dict(item) for item in context.vision().cameras() if item["id"] == camera))
+
+    @routes.get("/{camera}/snapshot.jpg", response_model=None)
+    async def snapshot(camera: CameraId) -> Response:
+        with anyio.move_on_after(FIRST_FRAME_S):
+            jpeg = await context.vision().snapshot(known(camera))
+            return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+        raise _silent(camera)
+
+    @routes.get("/{camera}/stream.mjpg", response_model=None)
+    async def stream(camera: CameraId) -> Response:
+        nonlocal watchers
+        if watchers >= context.limits.watchers:
+            raise ApiError(
+                503, f"{watchers} viewers already watch this node's cameras, its limit; use snapshot.jpg", type_="server_error",
+                code="too_many_viewers", headers={"Retry-After": "10"},
+            )  # fmt: skip
+        frames = context.vision().frames(known(camera))
+
+        def gone() -> None:
+            nonlocal watchers
+            watchers -= 1
+
+        watchers += 1
+        return PictureStream(frames, gone)
+
+    return routes
+
+
+def _silent(camera: str) -> ApiError:
+    return ApiError(
+        503, f"camera {camera!r} gave no picture within {FIRST_FRAME_S:g} s; /cameras/{camera} says how it is", type_="server_error",
+        code="camera_silent", headers={"Retry-After": "5"},
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""What the HTTP side needs of the rest of the node, declared where it is used; agent/main.py wires the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ServiceFailure(Exception):
+    """A service cannot do what was asked; `code` is one of the keys of errors.FAILURES, anything else is an internal error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_logprobs: int = -1
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    token: str
+    raw: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str | None = None
+    usage: Usage | None = None
+
+
+class TextService(Protocol):
+    def chat_prompt(self, model: str, messages: Sequence[Mapping[str, str]], tools: None = None) -> list[int]: ...
+
+    def encode(self, model: str, text: str) -> list[int]: ...
+
+    def generate(self, model: str, prompt_tokens: Sequence[int], sampling: Sampling) -> AsyncIterator[TextDelta]: ...
+
+    async def embed(self, model: str, inputs: Sequence[str | Sequence[int]]) -> tuple[NDArray[np.float32], int]: ...
+
+    async def classify(self, model: str, inputs: Sequence[str]) -> Sequence[Sequence[tuple[str, float]]]: ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What was found in one picture; `jpeg` has the boxes drawn if that was asked for."""
+
+    width: int
+    height: int
+    latency_ms: float
+    detections: Sequence[Mapping[str, Any]]
+    jpeg: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    jpeg: bytes
+    detections: Sequence[Mapping[str, Any]] = ()
+    sequence: int = 0
+
+
+class VisionService(Protocol):
+    async def detect(self, model: str, image: bytes, threshold: float | None, annotate: bool) -> Picture: ...
+
+    def cameras(self) -> Sequence[Mapping[str, Any]]: ...
+
+    async def snapshot(self, camera: str) -> bytes: ...
+
+    def frames(self, camera: str) -> AsyncIterator[Frame]: ...
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """One model as people and clients see it. `figures` are a few measured numbers by name, units in the name."""
+
+    name: str
+    task: str
+    status: str
+    aliases: tuple[str, ...] = ()
+    engine: str = ""
+    verdict: str = ""
+    licence: str = ""
+    figures: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PipelineView:
+    id: str
+    model: str
+    status: str
+    fps: float = 0.0
+    latency_ms: float = 0.0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    totals: Mapping[str, int] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    name: str
+    status: str
+    pid: int | None = None
+    restarts: int = 0
+    memory_bytes: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class EventView:
+    """`at` is an ISO 8601 timestamp for people; `number` only grows, so that a reader sees what is new."""
+
+    number: int
+    at: str
+    kind: str
+    severity: str
+    message: str
+
+
+@dataclass(frozen=True)
+class NodeSnapshot:
+    """The node at one moment. `lease_left_s` None: no lease; `uplink`: connected, disconnected, or standalone."""
+
+    node: str
+    version: str
+    mode: str
+    reason: str
+    epoch: int
+    uptime_s: float
+    lease_kind: str | None = None
+    lease_left_s: float | None = None
+    uplink: str = "standalone"
+    models: tuple[ModelView, ...] = ()
+    pipelines: tuple[PipelineView, ...] = ()
+    workers: tuple[WorkerView, ...] = ()
+    events: tuple[EventView, ...] = ()
+
+
+class NodeView(Protocol):
+    def snapshot(self) -> NodeSnapshot: ...
+
+    def models(self) -> Sequence[ModelView]: ...
+
+
+@dataclass(frozen=True)
+class Allowed:
+    pass
+
+
+@dataclass(frozen=True)
+class Refused:
+    retry_after_s: float
+    mode: str
+    reason: str
+
+
+class Gate(Protocol):
+    def __call__(self) -> Allowed | Refused: ...
+
+
+class Demo(Protocol):
+    """The stand-in for the cloud API that `hotspare demo` starts."""
+
+    def primary_is_on(self) -> bool: ...
+
+    async def switch_primary(self, on: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open."""
+
+    node: NodeView
+    gate: Gate
+    text: TextService | None = None
+    vision: VisionService | None = None
+    demo: Demo | None = None
+    key_digests: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    json_bytes: int = 8 << 20
+    picture_bytes: int = 20 << 20
+    body_s: float = 30.0
+    header_s: float = 10.0
+    answer_s: float = 600.0
+    in_flight: int = 64
+    watchers: int = 8
+    head_hold_s: float = 10.0
+    keep_alive_s: float = 10.0

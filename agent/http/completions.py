@@ -1,0 +1,82 @@
+"""/v1/completions: text in, its continuation out; several prompts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from agent.http.collaborators import TextDelta, Usage
+from agent.http.context import Context, add_post, new_id, now_s
+from agent.http.generation import Job, complete, completion_logprobs, follow, jobs_of, sampling_of, usage_of
+from agent.http.requests import CompletionRequest
+from agent.http.streams import Emit, EventStream, all_of, unless_left
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+def router(context: Context) -> APIRouter:
+    routes = APIRouter()
+
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue one prompt or several."""
+        text = context.text()
+        prompts = [text.encode(body.model, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
+        top_logprobs = -1 if body.logprobs is None else body.logprobs
+        jobs = jobs_of(prompts, body.n or 1, sampling_of(body, body.max_tokens or DEFAULT_MAX_TOKENS, top_logprobs))
+        if body.stream:
+            return EventStream(partial(_stream, context, body, jobs, len(prompts)), context.limits, context.metrics.disconnects.inc)
+        calls = [partial(complete, text, context.metrics, body.model, job) for job in jobs]
+        choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
+        wants_logprobs = body.logprobs is not None
+        return JSONResponse({
+            **_head(body),
+            "choices": [
+                {
+                    "index": choice.index,
+                    "text": choice.text,
+                    "logprobs": completion_logprobs(choice.logprobs, 0) if wants_logprobs else None,
+                    "finish_reason": choice.finish,
+                }
+                for choice in choices
+            ],
+            "usage": usage_of([choice.usage for choice in choices], len(prompts)),
+        })  # fmt: skip
+
+    add_post(routes, "/completions", completions)
+    return routes
+
+
+def _head(body: CompletionRequest) -> dict[str, Any]:
+    return {"id": new_id("cmpl"), "object": "text_completion", "created": now_s(), "model": body.model}
+
+
+async def _stream(context: Context, body: CompletionRequest, jobs: Sequence[Job], prompts: int, emit: Emit) -> None:
+    wants_usage = bool(body.stream_options and body.stream_options.include_usage)
+    head = _head(body)
+    tail: dict[str, Any] = {"usage": None} if wants_usage else {}
+
+    async def run(job: Job) -> Usage:
+        finish, offset = "stop", 0
+
+        async def each(delta: TextDelta) -> None:
+            nonlocal finish, offset
+            finish = delta.finish or finish
+            if delta.text or (delta.logprobs and body.logprobs is not None):
+                logprobs = None if body.logprobs is None else completion_logprobs(delta.logprobs, offset)
+                offset += len(delta.text)
+                choice = {"index": job.index, "text": delta.text, "logprobs": logprobs, "finish_reason": None}
+                await emit({**head, "choices": [choice], **tail})
+
+        usage = await follow(context.text(), context.metrics, body.model, job, each)
+        choice = {"index": job.index, "text": "", "logprobs": None, "finish_reason": finish}
+        await emit({**head, "choices": [choice], **tail})
+        return usage
+
+    usages = await all_of(*(partial(run, job) for job in jobs))
+    if wants_usage:
+        await emit({**head, "choices": [], "usage": usage_of(usages, prompts)})

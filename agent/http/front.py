@@ -1,0 +1,173 @@
+"""The door of the API, plain ASGI: names the node, counts, and refuses before a body is read what need not be read.
+
+Written as ASGI and not as framework middleware because an answer must stream through it and a client's leaving must reach the endpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent.http.collaborators import Limits, Refused, Services
+from agent.http.errors import ApiError, refused
+from agent.http.metrics import Metrics
+
+LOG = logging.getLogger(__name__)
+
+PREFIXES = ("/v1", "", "/beta")  # OpenAI's base, DeepSeek's bare host, and its beta base
+INFERENCE = frozenset(
+    prefix + path
+    for prefix in PREFIXES
+    for path in ("/chat/completions", "/completions", "/embeddings", "/batch", "/classify", "/detect")
+)
+OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
+
+
+class InFlight:
+    """How many inference requests are being answered; draining waits for none."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._is_idle = anyio.Event()
+        self._is_idle.set()
+
+    def enter(self) -> None:
+        if self.count == 0:
+            self._is_idle = anyio.Event()
+        self.count += 1
+
+    def leave(self) -> None:
+        self.count -= 1
+        if self.count == 0:
+            self._is_idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """True once nothing is in flight, False if that took longer than `timeout_s`."""
+        with anyio.move_on_after(timeout_s):
+            while self.count:
+                await self._is_idle.wait()
+        return self.count == 0
+
+
+class Front:
+    def __init__(self, app: ASGIApp, services: Services, limits: Limits, metrics: Metrics, in_flight: InFlight) -> None:
+        self._app = app
+        self._services = services
+        self._limits = limits
+        self._metrics = metrics
+        self._in_flight = in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s, status = time.monotonic(), 500
+        served_by = f"hotspare/{self._services.node.snapshot().node}"
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Served-By"] = served_by
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self._admit(scope, receive, send_named)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", None) or (scope["path"] if scope["path"] in INFERENCE else "other")
+            self._metrics.requests.labels(endpoint, _method(scope), status).inc()
+            self._metrics.latency_s.labels(endpoint).observe(time.monotonic() - started_s)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"
+        problem = self._key_problem(scope) or (self._gate_problem() if is_inference else None) or self._length_problem(scope)
+        if problem:
+            await problem.response()(scope, receive, send)
+            return
+        bounded = self._bounded(scope, receive)
+        if not is_inference:
+            await self._app(scope, bounded, send)
+            return
+        self._in_flight.enter()
+        self._metrics.in_flight.set(self._in_flight.count)
+        try:
+            await self._app(scope, bounded, send)
+        finally:
+            self._in_flight.leave()
+            self._metrics.in_flight.set(self._in_flight.count)
+
+    def _key_problem(self, scope: Scope) -> ApiError | None:
+        digests = self._services.key_digests
+        if not digests or scope["path"] in OPEN_WITHOUT_KEY or scope["path"].startswith("/ui/"):
+            return None
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        # Every digest is compared, so that the time taken says nothing about which one is near.
+        matches = [hmac.compare_digest(digest, known) for known in digests]
+        if scheme.lower() == "bearer" and any(matches):
+            return None
+        return ApiError(
+            401, "this node wants an API key: send 'Authorization: Bearer <key>'", type_="authentication_error",
+            code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip
+
+    def _gate_problem(self) -> ApiError | None:
+        answer = self._services.gate()
+        if isinstance(answer, Refused):
+            self._metrics.refusals.labels(answer.mode).inc()
+            return refused(answer)
+        if self._in_flight.count >= self._limits.in_flight:
+            return ApiError(
+                429, f"{self._in_flight.count} requests are in flight, the limit of this node; try again soon",
+                type_="rate_limit_error", code="busy", headers={"Retry-After": "1"},
+            )  # fmt: skip
+        return None
+
+    def _length_problem(self, scope: Scope) -> ApiError | None:
+        length = Headers(scope=scope).get("content-length", "0")
+        limit = self._body_limit(scope)
+        return too_large(limit) if length.isascii() and length.isdigit() and int(length[:20]) > limit else None
+
+    def _body_limit(self, scope: Scope) -> int:
+        return self._limits.picture_bytes if scope["path"].endswith("/detect") else self._limits.json_bytes
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """`receive` that raises ApiError when the body is too long or too slow."""
+        limit, read_bytes, is_complete = self._body_limit(scope), 0, False
+        ends_at_s = time.monotonic() + self._limits.body_s
+
+        async def next_message() -> Message:
+            nonlocal read_bytes, is_complete
+            if is_complete:
+                return await receive()  # waits for the client's leaving, as long as it takes
+            with anyio.move_on_after(max(0.0, ends_at_s - time.monotonic())) as slow:
+                message = await receive()
+            if slow.cancelled_caught:
+                raise ApiError(408, f"the body did not arrive within {self._limits.body_s:g} s", code="request_timeout")
+            read_bytes += len(message.get("body", b""))
+            if read_bytes > limit:
+                raise too_large(limit)
+            is_complete = not message.get("more_body", False)
+            return message
+
+        return next_message
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the body is over the limit of {limit} bytes; send less", code="request_too_large")
+
+
+def _method(scope: Scope) -> str:
+    """The method as a label: clients may send any word, a label must not take any value."""
+    method: str = scope["method"]
+    return method if method in ("GET", "HEAD", "POST", "OPTIONS") else "other"
+
+

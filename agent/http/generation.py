@@ -1,0 +1,133 @@
+"""One choice after another out of a text service, as whole answers or as pieces; the same for chat, completions and batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agent.http.collaborators import Sampling, TextDelta, TextService, TokenLogprob, Usage
+from agent.http.metrics import Metrics
+from agent.http.requests import SamplingBody
+from agent.http.streams import closing
+
+
+@dataclass(frozen=True)
+class Job:
+    """Choice number `index` of an answer."""
+
+    index: int
+    prompt: Sequence[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Choice:
+    index: int
+    text: str
+    finish: str
+    logprobs: tuple[TokenLogprob, ...]
+    usage: Usage
+
+
+def jobs_of(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[Job]:
+    """`n` choices of each prompt, numbered as OpenAI does; with a seed, each of the `n` gets one of its own."""
+    jobs = []
+    for number, prompt in enumerate(prompts):
+        for repeat in range(n):
+            seed = None if sampling.seed is None else sampling.seed + repeat
+            jobs.append(Job(number * n + repeat, prompt, replace(sampling, seed=seed)))
+    return jobs
+
+
+def sampling_of(body: SamplingBody, max_tokens: int | None, top_logprobs: int = -1) -> Sampling:
+    """None where the request is silent: the service takes the model's own default."""
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        seed=body.seed,
+        stop=body.stops,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        top_logprobs=top_logprobs,
+    )
+
+
+async def follow(text: TextService, metrics: Metrics, model: str, job: Job, each: Callable[[TextDelta], Awaitable[None]]) -> Usage:
+    """Run one job, hand on each delta, count its tokens. Raises ServiceFailure."""
+    started_s, usage, is_first = time.monotonic(), Usage(len(job.prompt), 0), True
+    async with closing(text.generate(model, job.prompt, job.sampling)) as deltas:
+        async for delta in deltas:
+            if is_first and (delta.text or delta.finish):
+                metrics.first_token_s.labels(model).observe(time.monotonic() - started_s)
+                is_first = False
+            usage = delta.usage or usage
+            await each(delta)
+    metrics.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
+    metrics.tokens.labels(model, "cached").inc(usage.cached_tokens)
+    metrics.tokens.labels(model, "completion").inc(usage.completion_tokens)
+    return usage
+
+
+async def complete(text: TextService, metrics: Metrics, model: str, job: Job) -> Choice:
+    """The whole answer of one job. Raises ServiceFailure."""
+    pieces: list[str] = []
+    logprobs: list[TokenLogprob] = []
+    finish = "stop"
+
+    async def keep(delta: TextDelta) -> None:
+        nonlocal finish
+        pieces.append(delta.text)
+        logprobs.extend(delta.logprobs)
+        finish = delta.finish or finish
+
+    usage = await follow(text, metrics, model, job, keep)
+    return Choice(job.index, "".join(pieces), finish, tuple(logprobs), usage)
+
+
+def usage_of(usages: Sequence[Usage], prompts: int) -> dict[str, Any]:
+    """OpenAI's usage object and DeepSeek's cache fields. A prompt with several choices counts once, like at OpenAI."""
+    repeats = max(1, len(usages) // max(1, prompts))
+    read = sum(usage.prompt_tokens for usage in usages[::repeats])
+    cached = sum(usage.cached_tokens for usage in usages[::repeats])
+    written = sum(usage.completion_tokens for usage in usages)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_cache_hit_tokens": cached,
+        "prompt_cache_miss_tokens": read - cached,
+    }
+
+
+def chat_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                "token": entry.token,
+                "logprob": entry.logprob,
+                "bytes": list(entry.raw),
+                "top_logprobs": [{"token": token, "logprob": logprob, "bytes": list(raw)} for token, raw, logprob in entry.top],
+            }
+            for entry in entries
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    """The older shape of /v1/completions; `offset`: characters of the text before these tokens."""
+    offsets = []
+    for entry in entries:
+        offsets.append(offset)
+        offset += len(entry.token)
+    return {
+        "tokens": [entry.token for entry in entries],
+        "token_logprobs": [entry.logprob for entry in entries],
+        "top_logprobs": [{token: logprob for token, _, logprob in entry.top} for entry in entries],
+        "text_offset": offsets,
+    }

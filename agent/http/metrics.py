@@ -1,0 +1,75 @@
+"""Prometheus figures of the HTTP side and, read at the moment of a scrape, of the node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+
+from agent.http.collaborators import NodeSnapshot
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MODES = ("starting", "standby", "active", "autonomous", "draining", "degraded")
+LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """All figures of one node, in the registry that the constructor was given."""
+
+    def __init__(self, registry: CollectorRegistry, snapshot: Callable[[], NodeSnapshot]) -> None:
+        self._registry = registry
+        self.requests = Counter("hotspare_http_requests", "Answered requests.", ["endpoint", "method", "status"], registry=registry)
+        self.latency_s = Histogram(
+            "hotspare_http_request_seconds", "Seconds from the request's head to the end of the answer.", ["endpoint"],
+            buckets=LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self.first_token_s = Histogram(
+            "hotspare_first_token_seconds", "Seconds from the start of generation to its first text.", ["model"],
+            buckets=LATENCY_S, registry=registry,
+        )  # fmt: skip
+        self.tokens = Counter("hotspare_tokens", "Tokens read (prompt), taken from the cache (cached), written (completion).",
+                              ["model", "kind"], registry=registry)  # fmt: skip
+        self.in_flight = Gauge("hotspare_inference_in_flight", "Inference requests being answered.", registry=registry)
+        self.refusals = Counter("hotspare_gate_refusals", "Inference requests refused with 503.", ["mode"], registry=registry)
+        self.disconnects = Counter("hotspare_client_disconnects", "Clients that left before the answer was complete.", registry=registry)
+        registry.register(NodeCollector(snapshot))
+
+    def exposition(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class NodeCollector:
+    def __init__(self, snapshot: Callable[[], NodeSnapshot]) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterable[Metric]:
+        """Empty: registering must not ask a node that is still starting."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._snapshot()
+        yield GaugeMetricFamily("hotspare_uptime_seconds", "Seconds since the agent started.", now.uptime_s)
+        yield GaugeMetricFamily("hotspare_epoch", "Epoch of the last accepted order.", now.epoch)
+        yield GaugeMetricFamily("hotspare_lease_left_seconds", "Seconds until the lease ends; 0 without one.", now.lease_left_s or 0)
+        yield GaugeMetricFamily("hotspare_uplink_connected", "1 while the coordinator's broker is connected.", now.uplink == "connected")
+        yield _labelled("hotspare_info", "Version of the agent.", ["node", "version"], [((now.node, now.version), 1)])
+        yield _labelled("hotspare_mode", "1 for the mode the node is in.", ["mode"], [((mode,), now.mode == mode) for mode in MODES])
+        yield _labelled("hotspare_model_serving", "1 while the model serves.", ["model", "task"],
+                        [((model.name, model.task), model.status == "serving") for model in now.models])  # fmt: skip
+        yield _labelled("hotspare_worker_restarts", "Restarts of a worker since the agent started.", ["worker"],
+                        [((worker.name,), worker.restarts) for worker in now.workers])  # fmt: skip
+        yield _labelled("hotspare_worker_memory_bytes", "Resident memory of a worker.", ["worker"],
+                        [((worker.name,), worker.memory_bytes) for worker in now.workers])  # fmt: skip
+        yield _labelled("hotspare_pipeline_fps", "Frames inferred each second.", ["pipeline"],
+                        [((pipeline.id,), pipeline.fps) for pipeline in now.pipelines])  # fmt: skip
+        yield _labelled("hotspare_pipeline_latency_ms", "Milliseconds from capture to result.", ["pipeline"],
+                        [((pipeline.id,), pipeline.latency_ms) for pipeline in now.pipelines])  # fmt: skip
+
+
+def _labelled(name: str, words: str, labels: list[str], rows: list[tuple[tuple[str, ...], float]]) -> Metric:
+    family = GaugeMetricFamily(name, words, labels=labels)
+    for values, figure in rows:
+        family.add_metric(values, figure)
+    return family

@@ -1,0 +1,104 @@
+"""What the node says of itself: health, readiness, state, metrics; in the demo also the switch of the primary."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from agent.http.collaborators import Demo, ModelView, Refused
+from agent.http.context import Context
+from agent.http.errors import ApiError, retry_after
+from agent.http.metrics import CONTENT_TYPE
+from agent.http.requests import SwitchRequest
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def router(context: Context) -> APIRouter:
+    routes = APIRouter()
+    services = context.services
+
+    @routes.get("/healthz", response_model=None)
+    @routes.get("/livez", response_model=None)
+    async def alive() -> Response:
+        """The event loop turns: that this answers is all it says."""
+        return JSONResponse({"status": "alive"}, headers=NO_STORE)
+
+    @routes.get("/readyz", response_model=None)
+    async def ready() -> Response:
+        """200 where this node may be sent requests now, else 503 and why not."""
+        now = services.node.snapshot()
+        answer = services.gate()
+        reasons = [f"mode {answer.mode}: {answer.reason}"] if isinstance(answer, Refused) else []
+        if not any(model.status == "serving" for model in now.models):
+            reasons.append("no model serves yet")
+        body = {"status": "not ready" if reasons else "ready", "node": now.node, "mode": now.mode, "reasons": reasons}
+        if not reasons:
+            return JSONResponse(body, headers=NO_STORE)
+        wait_s = answer.retry_after_s if isinstance(answer, Refused) else 5
+        return JSONResponse(body, 503, headers={**NO_STORE, "Retry-After": retry_after(wait_s), "X-Hotspare-Mode": now.mode})
+
+    @routes.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(context.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    @routes.get("/node", response_model=None)
+    async def node() -> Response:
+        answer = services.gate()
+        body: dict[str, Any] = asdict(services.node.snapshot())
+        body["serving"] = not isinstance(answer, Refused)
+        body["gate_reason"] = answer.reason if isinstance(answer, Refused) else ""
+        body["demo"] = {"primary_is_on": services.demo.primary_is_on()} if services.demo else None
+        return JSONResponse(body, headers=NO_STORE)
+
+    return routes
+
+
+def models_router(context: Context) -> APIRouter:
+    """/v1/models and one of them."""
+    routes = APIRouter()
+    services = context.services
+
+    @routes.get("/v1/models", response_model=None)
+    @routes.get("/models", response_model=None, include_in_schema=False)
+    async def models() -> Response:
+        """Every name that a request may use, aliases included."""
+        entries = [_entry(model, name) for model in services.node.models() for name in (model.name, *model.aliases)]
+        return JSONResponse({"object": "list", "data": entries})
+
+    @routes.get("/v1/models/{name:path}", response_model=None)
+    @routes.get("/models/{name:path}", response_model=None, include_in_schema=False)
+    async def model(name: str) -> Response:
+        for known in services.node.models():
+            if name in (known.name, *known.aliases):
+                return JSONResponse(_entry(known, name))
+        raise ApiError(404, f"there is no model {name[:200]!r} on this node; see /v1/models", param="model", code="model_not_found")
+
+    return routes
+
+
+def demo_router(demo: Demo) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/demo/primary", response_model=None)
+    async def switch(body: SwitchRequest) -> Response:
+        """Let the stand-in for the cloud API fail, or recover."""
+        await demo.switch_primary(body.on)
+        return JSONResponse({"primary_is_on": demo.primary_is_on()})
+
+    return routes
+
+
+def _entry(model: ModelView, name: str) -> dict[str, Any]:
+    """OpenAI's fields, then ours. `created` is unknown to a node and not made up."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "hotspare",
+        "hotspare": {"model": model.name, "task": model.task, "status": model.status, "engine": model.engine, "verdict": model.verdict},
+    }

@@ -1,0 +1,212 @@
+"""Bodies of OpenAI's API as far as a backup node serves them. What it cannot honour is refused by name, never dropped in silence."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from agent.http.errors import ApiError, invalid, unsupported
+
+MAX_CHOICES = 4
+MAX_PROMPTS = 32
+
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+# Accepted without effect: who asks, where it is billed, and DeepSeek's thinking switch, which a model without thinking must not trip over.
+WITHOUT_EFFECT = frozenset({
+    "user", "user_id", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "thinking", "reasoning_effort", "verbosity", "parallel_tool_calls",
+})  # fmt: skip
+
+
+class Body(BaseModel):
+    """Unknown fields are let in only so that the refusal can name them."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="after")
+    def _nothing_unknown(self) -> Body:
+        for name, value in (self.model_extra or {}).items():
+            if value is None or name in WITHOUT_EFFECT or value in self.neutral.get(name, ()):
+                continue
+            if name in self.neutral:
+                raise unsupported(name, "this node does not support it; leave it out, or ask the primary")
+            raise ApiError(400, f"unrecognised request argument: {name[:100]}", param=name[:100], code="unknown_parameter")
+        return self
+
+
+class SamplingBody(Body):
+    """What chat, completions and an item of a batch share."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    include_usage: bool | None = None
+
+
+class Part(Body):
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(Body):
+    """Fields that a client copies from an earlier answer (refusal, annotations, DeepSeek's reasoning) have no effect."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None = None
+
+    neutral = {"tool_calls": ([],), "function_call": (), "audio": (), "prefix": (False,)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_echo(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return {key: item for key, item in values.items() if key not in ("name", "refusal", "annotations", "reasoning_content")}
+        return values
+
+    def plain(self) -> dict[str, str]:
+        """{"role", "content"} as chat templates take it."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.text()}
+
+    def text(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        for part in self.content:
+            if part.type != "text":
+                raise unsupported("messages", f"content parts of type {part.type[:40]!r} are not supported; send parts of type 'text'")
+        return "\n".join(part.text or "" for part in self.content)
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+
+
+class ChatRequest(SamplingBody):
+    model: ModelName
+    messages: Messages
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    neutral = {
+        "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},), "logit_bias": ({},), "modalities": (["text"],), "audio": (), "prediction": (),
+        "web_search_options": (), "min_p": (0,), "repetition_penalty": (1,),
+    }  # fmt: skip
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int:
+        """How many alternatives beside each token; -1: no logprobs at all."""
+        if not self.logprobs:
+            if self.top_logprobs:
+                raise invalid("top_logprobs", "top_logprobs needs logprobs to be true")
+            return -1
+        return self.top_logprobs or 0
+
+
+class CompletionRequest(SamplingBody):
+    model: ModelName
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    neutral = {"suffix": ("",), "echo": (False,), "best_of": (1,), "logit_bias": ({},)}
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        prompts = several(self.prompt)
+        if not 1 <= len(prompts) <= MAX_PROMPTS:
+            raise invalid("prompt", f"prompt: {len(prompts)} prompts; send 1 to {MAX_PROMPTS}, or use /v1/batch")
+        if not all(prompts):
+            raise invalid("prompt", "prompt: an empty prompt has nothing to continue")
+        return prompts
+
+
+class EmbeddingRequest(Body):
+    model: ModelName
+    input: str | Annotated[list[str], Field(max_length=2048)] | list[TokenId] | Annotated[list[list[TokenId]], Field(max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        inputs = several(self.input)
+        if not inputs or not all(inputs):
+            raise invalid("input", "input: an empty input has no embedding; send at least one character or token")
+        return inputs
+
+
+class ClassifyRequest(Body):
+    model: ModelName | None = None
+    input: str | Annotated[list[str], Field(min_length=1, max_length=256)]
+    top: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class BatchItem(SamplingBody):
+    """One request of a merged call: either a prompt to continue or a conversation."""
+
+    model: ModelName | None = None
+    prompt: str | list[TokenId] | None = None
+    messages: Messages | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> BatchItem:
+        if bool(self.prompt) == bool(self.messages):
+            raise invalid("requests", "each item of requests needs either a non-empty prompt or messages, not both")
+        return self
+
+
+class BatchRequest(Body):
+    """Items are parsed one by one, so that a bad one fails alone."""
+
+    model: ModelName | None = None
+    requests: Annotated[list[Any], Field(min_length=1, max_length=64)]
+
+
+class DetectRequest(Body):
+    """`image`: base64 or a data URL."""
+
+    image: str
+    model: ModelName | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    annotate: bool | None = None
+
+
+class SwitchRequest(Body):
+    on: bool
+
+
+def several(value: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """One or many texts or token lists, as a list."""
+    if isinstance(value, str):
+        return [value]
+    if value and isinstance(value[0], int):
+        return [[token for token in value if isinstance(token, int)]]
+    return [item for item in value if not isinstance(item, int)]

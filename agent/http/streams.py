@@ -1,0 +1,214 @@
+"""Answers that last: server-sent events, multipart pictures, and work that ends when its client leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+from anyio import CancelScope
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from agent.http.collaborators import Frame, Limits, ServiceFailure
+from agent.http.errors import ApiError, failed
+
+LOG = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+Emit = Callable[[Any], Awaitable[None]]
+BOUNDARY = b"hotspare-frame"
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+async def all_of(*calls: Callable[[], Awaitable[Result]]) -> list[Result]:
+    """The results of `calls`, which run at the same time. The first expected failure ends the others and is raised bare."""
+    results: dict[int, Result] = {}
+    failures: list[ApiError | ServiceFailure] = []
+
+    async def run(index: int, call: Callable[[], Awaitable[Result]], scope: CancelScope) -> None:
+        try:
+            results[index] = await call()
+        except (ApiError, ServiceFailure) as failure:
+            failures.append(failure)
+            scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for index, call in enumerate(calls):
+            tasks.start_soon(run, index, call, tasks.cancel_scope)
+    if failures:
+        raise failures[0]
+    return [results[index] for index in range(len(calls))]
+
+
+async def unless_left(request: Request, call: Callable[[], Awaitable[Result]], timeout_s: float) -> Result:
+    """The result of `call`, which is cancelled when the client leaves (ClientLeft) or `timeout_s` is over (ApiError)."""
+    outcome: list[Result] = []
+    failure: ApiError | ServiceFailure | None = None
+    has_left = False
+
+    async def watch(scope: CancelScope) -> None:
+        nonlocal has_left
+        await _left(request.receive)
+        has_left = True
+        scope.cancel()
+
+    with anyio.move_on_after(timeout_s) as deadline:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch, tasks.cancel_scope)
+            try:
+                outcome.append(await call())
+            except (ApiError, ServiceFailure) as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+    if failure:
+        raise failure
+    if outcome:
+        return outcome[0]
+    if has_left:
+        raise ClientLeft
+    if deadline.cancelled_caught:
+        raise failed(ServiceFailure("deadline", f"no answer within {timeout_s:g} s"))
+    raise ClientLeft
+
+
+class EventStream(Response):
+    """Server-sent events from `write`, which emits JSON values.
+
+    The head is held back until the first event, so that what fails before it has a status of its own and a balancer can go elsewhere;
+    after `head_hold_s` it is sent, and comments keep the connection alive as DeepSeek's do. A later failure is an error event.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, write: Callable[[Emit], Awaitable[None]], limits: Limits, on_left: Callable[[], None]) -> None:
+        self._write = write
+        self._on_left = on_left
+        self._limits = limits
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.raw_headers = [header for header in self.raw_headers if header[0] != b"content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outbox, inbox = anyio.create_memory_object_stream[bytes | ApiError](16)  # full: generation waits for the client
+        async with outbox, inbox, anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_when_left, receive, tasks.cancel_scope, self._on_left)
+            tasks.start_soon(self._produce, outbox)
+            await self._deliver(inbox, scope, receive, send)
+            tasks.cancel_scope.cancel()
+
+    async def _produce(self, outbox: MemoryObjectSendStream[bytes | ApiError]) -> None:
+        async def emit(value: Any) -> None:
+            await outbox.send(event(value))
+
+        async with outbox:
+            try:
+                with anyio.fail_after(self._limits.answer_s):
+                    await self._write(emit)
+                await outbox.send(b"data: [DONE]\n\n")
+            except ApiError as error:
+                await outbox.send(error)
+            except ServiceFailure as failure:
+                await outbox.send(failed(failure))
+            except TimeoutError:
+                await outbox.send(failed(ServiceFailure("deadline", f"the answer took longer than {self._limits.answer_s:g} s")))
+
+    async def _deliver(
+        self, inbox: MemoryObjectReceiveStream[bytes | ApiError], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        has_head = False
+        wait_s = self._limits.head_hold_s
+        while True:
+            item: bytes | ApiError = b": keep-alive\n\n"
+            try:
+                with anyio.move_on_after(wait_s):
+                    item = await inbox.receive()
+            except anyio.EndOfStream:
+                break
+            if isinstance(item, ApiError):
+                if not has_head:
+                    await item.response()(scope, receive, send)
+                    return
+                item = event(item.body())
+            if not has_head:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                has_head, wait_s = True, self._limits.keep_alive_s
+            await send({"type": "http.response.body", "body": item, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class PictureStream(Response):
+    """Motion JPEG: parts of multipart/x-mixed-replace until the client leaves, the camera ends, or a send takes over `send_s`."""
+
+    def __init__(self, frames: AsyncIterator[Frame], on_end: Callable[[], None], send_s: float = 20.0) -> None:
+        self._frames = frames
+        self._on_end = on_end
+        self._send_s = send_s
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [
+            (b"content-type", b"multipart/x-mixed-replace; boundary=" + BOUNDARY),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_when_left, receive, tasks.cancel_scope, None)
+                await self._deliver(send)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._on_end()
+
+    async def _deliver(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async with closing(self._frames) as frames:
+                async for frame in frames:
+                    await self._part(send, frame)
+        except (ServiceFailure, TimeoutError) as error:
+            LOG.info("picture stream ended: %s", error)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _part(self, send: Send, frame: Frame) -> None:
+        head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\nX-Sequence: %d\r\n\r\n"
+        part = head % (BOUNDARY, len(frame.jpeg), frame.sequence) + frame.jpeg + b"\r\n"
+        with anyio.fail_after(self._send_s):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+@asynccontextmanager
+async def closing(items: AsyncIterator[Item]) -> AsyncIterator[AsyncIterator[Item]]:
+    """`items`, closed at the end where it is a generator: a suspended one would keep its request alive until collected."""
+    try:
+        yield items
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
+
+
+def event(value: Any) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _cancel_when_left(receive: Receive, scope: CancelScope, on_left: Callable[[], None] | None) -> None:
+    await _left(receive)
+    if on_left:
+        on_left()
+    scope.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

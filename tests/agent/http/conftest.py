@@ -1,0 +1,80 @@
+"""A node's HTTP side over the fakes: in memory and as a real server on a free port."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+
+import anyio
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent.http.app import Application, create_app
+from agent.http.collaborators import Limits, Services
+from agent.http.server import HttpServer, bind
+from tests.agent.http.fakes import Eyes, Node, Parrot, Switch
+
+
+@dataclass
+class House:
+    """The fakes and the application over them; change the fakes, then ask."""
+
+    text: Parrot = field(default_factory=Parrot)
+    vision: Eyes = field(default_factory=Eyes)
+    node: Node = field(default_factory=Node)
+    demo: Switch = field(default_factory=Switch)
+    key_digests: tuple[bytes, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def app(self) -> Application:
+        services = Services(self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests)
+        return create_app(services, CollectorRegistry(), self.limits)
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+@pytest.fixture
+async def client(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(house.app().asgi)
+    async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+        yield client
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[House], str]]:
+    """Starts a house on a real server in a thread of its own; gives its URL. Every server is stopped at the end of the test."""
+    stops: list[Callable[[], None]] = []
+
+    def start(house: House) -> str:
+        listener = bind("127.0.0.1", 0)
+        up = threading.Event()
+        held: list[HttpServer] = []
+
+        async def main() -> None:
+            server = HttpServer(house.app().asgi, listener, house.limits, stop_s=1)
+            held.append(server)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.run)
+                await server.started.wait()
+                up.set()
+
+        thread = threading.Thread(target=anyio.run, args=(main,))
+        thread.start()
+        assert up.wait(10), "the server did not start"
+
+        def stop() -> None:
+            held[0].stop()
+            thread.join(15)
+            assert not thread.is_alive(), "the server did not stop"
+
+        stops.append(stop)
+        return held[0].url
+
+    yield start
+    for stop in stops:
+        stop()

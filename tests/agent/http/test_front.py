@@ -1,0 +1,123 @@
+"""The door: gate, keys, limits, errors of the framework, the in-flight count."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import anyio
+import httpx
+import pytest
+
+from agent.http.collaborators import Limits
+from tests.agent.http.conftest import House
+
+pytestmark = pytest.mark.anyio
+ASK = {"model": "parrot", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings", "batch", "classify", "detect"])
+@pytest.mark.parametrize("prefix", ["/v1/", "/"])
+async def test_a_closed_gate_refuses_before_the_body_is_looked_at(client: httpx.AsyncClient, house: House, prefix: str, path: str) -> None:
+    house.node.close("draining")
+    answer = await client.post(prefix + path, content=b"not even JSON")
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "13"
+    assert answer.headers["X-Hotspare-Mode"] == "draining"
+    assert answer.json()["error"]["code"] == "not_serving"
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/livez", "/metrics", "/v1/models", "/node", "/cameras", "/cameras/belt"])
+async def test_a_closed_gate_leaves_the_rest_open(client: httpx.AsyncClient, house: House, path: str) -> None:
+    house.node.close()
+    assert (await client.get(path)).status_code == 200
+
+
+async def test_readiness_says_why_not(client: httpx.AsyncClient, house: House) -> None:
+    assert (await client.get("/readyz")).json()["status"] == "ready"
+    house.node.close()
+    answer = await client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["reasons"] == ["mode standby: the primary is healthy"]
+
+
+async def test_errors_of_the_framework_have_openais_shape(client: httpx.AsyncClient) -> None:
+    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405)):
+        answer = await client.request(method, path)
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_long_body_is_refused_by_its_announcement_and_by_its_bytes(house: House) -> None:
+    house.limits = Limits(json_bytes=1000)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b" " * 100
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app().asgi), base_url="http://node") as client:
+        announced = await client.post("/v1/chat/completions", content=b" " * 2000, headers={"content-type": "application/json"})
+        chunked = await client.post("/v1/chat/completions", content=chunks(), headers={"content-type": "application/json"})
+    for answer in (announced, chunked):
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+
+
+async def test_a_slow_body_is_given_up(house: House) -> None:
+    house.limits = Limits(body_s=0.1)
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await anyio.sleep_forever()
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app().asgi), base_url="http://node") as client:
+        with anyio.fail_after(5):
+            answer = await client.post("/v1/chat/completions", content=never(), headers={"content-type": "application/json"})
+    assert answer.status_code == 408
+
+
+async def test_keys_are_asked_for_where_there_are_any(house: House) -> None:
+    house.key_digests = (hashlib.sha256(b"other").digest(), hashlib.sha256(b"sesame").digest())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app().asgi), base_url="http://node") as client:
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/")).status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sesame"}):
+            answer = await client.post("/v1/chat/completions", json=ASK, headers=headers)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert (await client.get("/node", headers=headers)).status_code == 401
+        answer = await client.post("/v1/chat/completions", json=ASK, headers={"Authorization": "Bearer sesame"})
+        assert answer.status_code == 200
+
+
+async def test_in_flight_counts_streams_until_their_end_and_bounds_them(house: House) -> None:
+    house.limits = Limits(in_flight=1)
+    app = house.app()
+    waiting = {"model": "parrot", "messages": [{"role": "user", "content": "wait"}]}
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(app.asgi), base_url="http://node") as client,
+        anyio.create_task_group() as tasks,
+    ):
+        assert await app.in_flight.wait_idle(0.1)
+
+        async def ask() -> None:
+            await client.post("/v1/chat/completions", json=waiting)
+
+        tasks.start_soon(ask)
+        with anyio.fail_after(5):
+            await house.text.started.wait()
+        assert app.in_flight.count == 1
+        assert not await app.in_flight.wait_idle(0.05)
+        answer = await client.post("/v1/chat/completions", json=ASK)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+        tasks.cancel_scope.cancel()
+    assert await app.in_flight.wait_idle(5)
+
+
+async def test_the_demo_switch(client: httpx.AsyncClient, house: House) -> None:
+    assert (await client.get("/node")).json()["demo"] == {"primary_is_on": True}
+    assert (await client.post("/demo/primary", json={"on": False})).json() == {"primary_is_on": False}
+    assert house.demo.on is False
+    form = await client.post("/demo/primary", content='{"on": true}', headers={"content-type": "text/plain"})
+    assert form.status_code == 400, "a page of another origin can send text/plain without asking"
+    assert house.demo.on is False
