@@ -1,0 +1,166 @@
+"""The load balancer's configuration: rendered, tested, put in place atomically, taken up by a reload. Only when it changed.
+
+nginx's defaults do not fail over a POST that was answered with an error; `non_idempotent` and the listed codes do. A request may then run
+twice, which is harmless for inference. An `https` primary is reached through a bridge server, since one upstream cannot mix TLS and plain.
+Sources: nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_next_upstream, …/ngx_http_upstream_module.html#server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+
+from coordinator.config import NginxSettings
+
+logger = logging.getLogger(__name__)
+
+RELOAD_DEADLINE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A node behind the balancer. `host` and `port` come from its registration and are checked there."""
+
+    node: str
+    host: str
+    port: int
+    weight: int
+
+
+class NginxError(RuntimeError):
+    """nginx refused the configuration or the reload; the message carries its words."""
+
+
+def render(settings: NginxSettings, primary_url: str, backups: Sequence[Backup]) -> str:
+    """The http-level snippet: one upstream (primary, then backups by weight) and the server that clients talk to."""
+    primary = urlsplit(primary_url)
+    is_bridged = primary.scheme == "https"
+    address = f"127.0.0.1:{settings.bridge_port}" if is_bridged else f"{primary.hostname}:{primary.port or 80}"
+    servers = [f"  server {address} max_fails=3 fail_timeout=30s;"]
+    servers += [
+        f"  server {_host(backup.host)}:{backup.port} backup weight={max(1, backup.weight)} max_fails=2 fail_timeout=10s;  # {backup.node}"
+        for backup in sorted(backups, key=lambda backup: backup.node)
+    ]
+    lines = [
+        "# Rendered by the Hotspare coordinator; changes made here are overwritten.",
+        "upstream hotspare {",
+        "  zone hotspare 64k;",
+        *servers,
+        "  keepalive 16;",
+        "}",
+        "server {",
+        f"  listen {settings.listen};",
+        "  client_max_body_size 32m;",
+        "  location / {",
+        "    proxy_pass http://hotspare;",
+        "    proxy_http_version 1.1;",
+        '    proxy_set_header Connection "";',
+        "    proxy_set_header Host $host;",
+        "    proxy_buffering off;",
+        "    proxy_connect_timeout 1s;",
+        f"    proxy_read_timeout {settings.read_timeout_s:g}s;",
+        "    proxy_next_upstream error timeout invalid_header http_500 http_502 http_503 http_504 http_429 non_idempotent;",
+        f"    proxy_next_upstream_tries {2 + len(backups)};",
+        f"    proxy_next_upstream_timeout {settings.read_timeout_s + 10:g}s;",
+        "    add_header X-Upstream $upstream_addr always;",
+        "  }",
+        "}",
+    ]
+    if is_bridged:
+        lines += _bridge(settings, primary_url)
+    return "\n".join(lines) + "\n"
+
+
+def _bridge(settings: NginxSettings, primary_url: str) -> list[str]:
+    primary = urlsplit(primary_url)
+    return [
+        "server {",
+        f"  listen 127.0.0.1:{settings.bridge_port};",
+        "  client_max_body_size 32m;",
+        "  location / {",
+        f"    proxy_pass https://{primary.netloc};",
+        "    proxy_http_version 1.1;",
+        '    proxy_set_header Connection "";',
+        f"    proxy_set_header Host {primary.hostname};",
+        "    proxy_ssl_server_name on;",
+        f"    proxy_ssl_name {primary.hostname};",
+        "    proxy_ssl_verify on;",
+        "    proxy_ssl_verify_depth 4;",
+        "    proxy_ssl_trusted_certificate /etc/ssl/certs/ca-certificates.crt;",
+        "    proxy_buffering off;",
+        "    proxy_connect_timeout 1s;",
+        f"    proxy_read_timeout {settings.read_timeout_s:g}s;",
+        "  }",
+        "}",
+    ]
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class Balancer:
+    """Keeps nginx's file equal to what was rendered last."""
+
+    def __init__(self, settings: NginxSettings, primary_url: str) -> None:
+        self._settings = settings
+        self._primary_url = primary_url
+        self._in_place: str | None = None
+        self._changed_at_s = -float("inf")
+
+    async def apply(self, backups: Sequence[Backup]) -> bool:
+        """Bring nginx up to date; whether it was reloaded. Raises NginxError, the old file still in place, if nginx refuses the new one."""
+        file = self._settings.file
+        if file is None or anyio.current_time() - self._changed_at_s < self._settings.min_interval_s:
+            return False
+        text = render(self._settings, self._primary_url, backups)
+        if self._in_place is None and file.is_file():
+            self._in_place = await anyio.Path(file).read_text()
+        if text == self._in_place:
+            return False
+        self._changed_at_s = anyio.current_time()
+        await self._test(text)
+        await anyio.to_thread.run_sync(_replace, file, text)
+        if self._settings.reload_command:
+            await _run(self._settings.reload_command)
+        self._in_place = text
+        logger.info("nginx reloaded with %d backup servers: %s", len(backups), ", ".join(backup.node for backup in backups) or "none")
+        return True
+
+    async def _test(self, text: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="hotspare-nginx-") as folder:
+            snippet, whole = Path(folder) / "snippet.conf", Path(folder) / "nginx.conf"
+            snippet.write_text(text)
+            whole.write_text(f"pid {folder}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{ access_log off; include {snippet}; }}\n")
+            await _run((*self._settings.test_command, str(whole)))
+
+
+async def _run(command: Sequence[str]) -> None:
+    try:
+        with anyio.fail_after(RELOAD_DEADLINE_S):
+            done = await anyio.run_process(list(command), check=False)
+    except (OSError, TimeoutError) as error:
+        raise NginxError(f"{' '.join(command)}: {error or 'no answer'}; is nginx installed and may this user reload it?") from error
+    if done.returncode != 0:
+        raise NginxError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}")
+
+
+def _replace(file: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
