@@ -1,0 +1,19 @@
+"""What a conversion may fail with."""
+
+from __future__ import annotations
+
+
+class ConversionError(Exception):
+    """An artefact cannot be converted. The message says what was found, with which value, and what to do.
+
+    `code` is stable: `bad_file` (malformed or hostile input), `unsupported` (well-formed, but not implemented here),
+    `bad_request` (the build was asked for something impossible), `not_the_same_model` (verification failed).
+    """
+
+    def __init__(self, message: str, code: str = "bad_file") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def unsupported(message: str) -> ConversionError:
+    return ConversionError(message, "unsupported")
