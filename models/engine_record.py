@@ -1,0 +1,105 @@
+"""What the store knows of one engine: the key that makes it reusable and the record that lies beside its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Dict, Optional
+
+from models.record import RecordError, from_mapping, to_mapping
+
+RECORD_NAME = "engine.json"
+RECORD_FORMAT = 1
+RECORD_BYTES_MAX = 4 << 20
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """An engine may be reused exactly when all of this is equal.
+
+    model      name of the manifest; the folder of the engine lies below it
+    manifest   `manifest_digest(manifest)`
+    sources    role → sha256 of the artefact that was converted
+    converter  name and version of the converting code, e.g. `onnx_from_gguf/1`: new code builds anew
+    runtime    e.g. `onnxruntime` 1.23.0, `tensorrt` 10.3.0
+    device     `cpu`, or GPU name and SM, e.g. `Orin/sm_87`: a plan of one GPU does not run on another
+    options    everything else that changes the result: shapes, DLA core, workspace, calibration digest
+    """
+
+    model: str
+    manifest: str
+    sources: Dict[str, str]
+    converter: str
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: str
+    options: Dict[str, str] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """First 32 hex digits of the sha256 over the canonical JSON of the key."""
+        text = json.dumps(to_mapping(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The content of `engine.json`. `verdict` and `versions` are the converter's; `created_at` is UTC, for people only."""
+
+    key: EngineKey
+    files: Dict[str, EngineFile]
+    verdict: Dict[str, Any]
+    versions: Dict[str, str]
+    created_at: str
+    format: int = RECORD_FORMAT
+
+
+@dataclass(frozen=True)
+class StoredEngine:
+    """An engine on disk whose record is whole and whose files have the recorded sizes."""
+
+    folder: Path
+    record: EngineRecord
+
+    def path(self, name: str) -> Path:
+        """A file of the engine. Raises KeyError when the record has no such file."""
+        if name not in self.record.files:
+            raise KeyError(f"engine {self.folder} has no file {name!r}; it has {', '.join(sorted(self.record.files))}")
+        return self.folder / name
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.record.files.values())
+
+
+def record_bytes(record: EngineRecord) -> bytes:
+    return json.dumps(to_mapping(record), indent=1, sort_keys=True).encode()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays below the folder it is joined to."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def read_engine(folder: Path) -> Optional[StoredEngine]:
+    """The engine of a folder, or None when its record or one of its files is missing, truncated or of another key: such an engine is
+    as good as absent, for it was never published whole or has been touched since."""
+    try:
+        with (folder / RECORD_NAME).open("rb") as stream:
+            text = stream.read(RECORD_BYTES_MAX)
+        record = from_mapping(EngineRecord, json.loads(text.decode()))
+        whole = record.format == RECORD_FORMAT and record.key.digest() == folder.name
+        whole = whole and bool(record.files) and all(map(is_inside, record.files))
+        whole = whole and all((folder / name).stat().st_size == file.size_bytes for name, file in record.files.items())
+    except (OSError, ValueError, RecordError):
+        return None
+    return StoredEngine(folder, record) if whole else None
