@@ -117,8 +117,8 @@ def decide(order: LeaseOrder, state: LeaseState, now_s: float) -> Decision:
             assert_never(order.op)
 
 
-def after_reboot(state: LeaseState) -> LeaseState:
-    """L5: the lease is gone, epoch and drain stay."""
+def without_lease(state: LeaseState) -> LeaseState:
+    """The right to serve is gone, epoch and drain stay: after a reboot (L5), or where the node cannot serve after all."""
     return replace(state, kind=None, ends_at_s=0.0)
 
 

@@ -92,30 +92,33 @@ class CancelArgs(Wire):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`moves_lease`: carries an epoch and goes through lease.decide. `is_resumable`: doing it again after a crash
-    leads to the same end, so an entry found in execution at start is run once more instead of failed(interrupted)."""
+    """`moves_lease`: carries an epoch and goes through lease.decide.
+
+    `after_restart`: what becomes of one found in execution when the node starts (R7). Resume what leads to the same end
+    when done again; a restart is what some ops were to bring about.
+    """
 
     args: type[Wire]
     lane: Lane
     moves_lease: bool = False
-    is_resumable: bool = False
+    after_restart: Literal["interrupted", "resume", "succeeded"] = "interrupted"
 
 
 OPS: Mapping[str, Operation] = {
-    "ping": Operation(PingArgs, "control"),
-    "activate": Operation(ActivateArgs, "control", moves_lease=True),
-    "renew": Operation(RenewArgs, "control", moves_lease=True),
-    "standby": Operation(StandbyArgs, "control", moves_lease=True),
-    "drain": Operation(DrainArgs, "control", moves_lease=True),
+    "ping": Operation(PingArgs, "control", after_restart="resume"),
+    "activate": Operation(ActivateArgs, "control", moves_lease=True, after_restart="resume"),
+    "renew": Operation(RenewArgs, "control", moves_lease=True, after_restart="resume"),
+    "standby": Operation(StandbyArgs, "control", moves_lease=True, after_restart="resume"),
+    "drain": Operation(DrainArgs, "control", moves_lease=True, after_restart="resume"),
     "cancel": Operation(CancelArgs, "control"),
-    "model.deploy": Operation(ModelDeployArgs, "work", is_resumable=True),
-    "model.remove": Operation(ModelRemoveArgs, "work", is_resumable=True),
-    "pipeline.start": Operation(PipelineStartArgs, "work", is_resumable=True),
-    "pipeline.stop": Operation(PipelineStopArgs, "work", is_resumable=True),
+    "model.deploy": Operation(ModelDeployArgs, "work", after_restart="resume"),
+    "model.remove": Operation(ModelRemoveArgs, "work", after_restart="resume"),
+    "pipeline.start": Operation(PipelineStartArgs, "work", after_restart="resume"),
+    "pipeline.stop": Operation(PipelineStopArgs, "work", after_restart="resume"),
     "config.set": Operation(ConfigSetArgs, "work"),
     "diag.collect": Operation(DiagCollectArgs, "work"),
     "agent.update": Operation(AgentUpdateArgs, "work"),
-    "agent.restart": Operation(AgentRestartArgs, "work"),
+    "agent.restart": Operation(AgentRestartArgs, "work", after_restart="succeeded"),
 }
 
 

@@ -43,3 +43,9 @@ class _Source:
 
 
 new_ulid = _Source()
+
+
+def window_start(newest: str, window_s: int) -> str:
+    """The smallest id that is at most `window_s` older than `newest`."""
+    timestamp_ms = sum(_ALPHABET.index(letter) << 5 * place for place, letter in enumerate(reversed(newest[:10])))
+    return encode(max(0, timestamp_ms - window_s * 1000) << 80)
