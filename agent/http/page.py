@@ -1,4 +1,4 @@
-"""The page at `/`: three files of this package, served from memory, with a policy that lets nothing else run."""
+"""The page at `/`: static files of this package, served from memory, with a policy that lets nothing else run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ FILES = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
+    "camera.js": "text/javascript; charset=utf-8",
+    "chat.js": "text/javascript; charset=utf-8",
+    "dom.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 POLICY = (

@@ -1,0 +1,135 @@
+// Asks /node once a second while somebody looks, and draws what changed.
+import { showCameras, closeCamera } from "./camera.js";
+import { showModels } from "./chat.js";
+import { byId, changed, duration, make, onKeyWanted, postJson, request } from "./dom.js";
+
+const PERIOD_MS = 1000;
+const TONES = {
+  serving: "good", ready: "good", running: "good", starting: "warn", preparing: "warn", building: "warn", paused: "warn",
+  failed: "bad", lost: "bad", quarantined: "bad", stopped: "bad", warning: "warn", error: "bad",
+};
+let timer = null;
+let failures = 0;
+
+async function look() {
+  clearTimeout(timer);
+  try {
+    const answer = await request("/node", { signal: AbortSignal.timeout(5000) });
+    if (!answer.ok) throw new Error(`the node answers with status ${answer.status}`);
+    draw(await answer.json());
+    failures = 0;
+    byId("banner").hidden = true;
+  } catch (error) {
+    failures += 1;
+    if (failures > 1) lost(error);
+  }
+  if (!document.hidden) timer = setTimeout(look, Math.min(PERIOD_MS * Math.max(1, failures), 5000));
+}
+
+function lost(error) {
+  byId("banner").textContent = `The node cannot be reached: ${error.message}. This page goes on trying.`;
+  byId("banner").hidden = false;
+  drawMode("offline", "");
+  closeCamera();
+}
+
+function draw(now) {
+  drawMode(now.mode, now.node);
+  byId("node").textContent = now.node;
+  drawState(now);
+  drawDemo(now.demo);
+  showCameras(now.pipelines);
+  showModels(now.models);
+  if (changed("models", now.models)) byId("models").replaceChildren(...now.models.map(modelRow));
+  if (changed("workers", now.workers)) byId("workers").replaceChildren(...now.workers.map(workerRow));
+  if (changed("events", now.events)) byId("events").replaceChildren(...now.events.map(eventRow));
+  byId("version").textContent = `Hotspare ${now.version}`;
+}
+
+function drawMode(mode, node) {
+  if (!changed("mode", [mode, node])) return;
+  byId("mode").textContent = mode;
+  byId("mode").dataset.mode = mode;
+  document.title = `${mode} · ${node || "Hotspare"}`;
+}
+
+function drawState(now) {
+  byId("serving").textContent = now.serving ? "Serving requests" : "Not serving requests";
+  byId("reason").textContent = now.serving ? now.reason : now.gate_reason || now.reason;
+  const lease = now.lease_left_s === null ? "none" : `${duration(now.lease_left_s)}${now.lease_kind === "contingent" ? " (contingent)" : ""}`;
+  const facts = { Lease: lease, Epoch: now.epoch, Uplink: now.uplink, "Up for": duration(now.uptime_s) };
+  const list = byId("facts");
+  if (list.children.length === 0) {
+    list.append(...Object.keys(facts).map((name) => make("div", {}, make("dt", { textContent: name }), make("dd", { "data-fact": name }))));
+  }
+  for (const entry of list.querySelectorAll("dd")) entry.textContent = facts[entry.dataset.fact];
+}
+
+function drawDemo(demo) {
+  byId("demo").hidden = !demo;
+  if (!demo || !changed("demo", demo)) return;
+  byId("primary").setAttribute("aria-checked", String(demo.primary_is_on));
+  byId("primary-words").textContent = demo.primary_is_on
+    ? "Answers. Switch it off: this node takes over."
+    : "Off: its requests fail. Switch it on: this node steps down.";
+}
+
+byId("primary").addEventListener("click", async (event) => {
+  const button = event.currentTarget;
+  button.disabled = true;
+  try {
+    await postJson("/demo/primary", { on: button.getAttribute("aria-checked") !== "true" });
+  } finally {
+    button.disabled = false;
+  }
+  look();
+});
+
+const cell = (label, ...children) => make("td", { "data-label": label }, ...children);
+const pill = (status) => make("span", { className: "pill", textContent: status, "data-tone": TONES[status] || "" });
+const small = (text) => (text ? make("small", { textContent: text }) : "");
+
+// `latency_ms: 31.5` is read as "latency 31.5 ms": the unit is in the name.
+const UNITS = { ms: "ms", s: "s", mb: "MB", fps: "frames/s", bytes: "bytes" };
+function figure(name, value) {
+  const words = name.split("_");
+  const unit = words.length > 1 ? UNITS[words.at(-1)] : undefined;
+  return unit ? `${words.slice(0, -1).join(" ")} ${value} ${unit}` : `${words.join(" ")} ${value}`;
+}
+
+function modelRow(model) {
+  const figures = Object.entries(model.figures).map(([name, value]) => figure(name, value)).join(" · ");
+  return make("tr", {},
+    make("td", {}, make("strong", { textContent: model.name }), small(model.aliases.length ? `also ${model.aliases.join(", ")}` : "")),
+    cell("Task", model.task), cell("Status", pill(model.status)), cell("Engine", model.engine), cell("Verification", model.verdict),
+    cell("Figures", figures));
+}
+
+function workerRow(worker) {
+  return make("tr", {},
+    make("td", {}, make("strong", { textContent: worker.name }), small(worker.message)), cell("Status", pill(worker.status)),
+    cell("Process", String(worker.pid ?? "–")), cell("Memory", `${Math.round(worker.memory_bytes / 1048576)} MiB`),
+    cell("Restarts", String(worker.restarts)));
+}
+
+function eventRow(event) {
+  const time = new Date(event.at);
+  const clock = Number.isNaN(time.getTime()) ? event.at : time.toLocaleTimeString([], { hour12: false });
+  return make("li", { "data-tone": TONES[event.severity] || "" }, make("time", { dateTime: event.at, textContent: clock }),
+    make("span", { className: "kind", textContent: event.kind }), make("span", { textContent: event.message }));
+}
+
+onKeyWanted(() => {
+  if (!byId("key-dialog").open) byId("key-dialog").showModal();
+});
+byId("key-form").addEventListener("submit", () => {
+  sessionStorage.setItem("hotspare-key", byId("key").value);
+  byId("key").value = "";
+  look();
+});
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(timer);
+  if (document.hidden) closeCamera();
+  else look();
+});
+look();

@@ -1,0 +1,100 @@
+// The live picture: one Motion JPEG stream at a time, none while nobody looks.
+import { apiKey, byId, changed, make, request } from "./dom.js";
+
+const picture = byId("picture");
+const words = byId("camera-words");
+let chosen = null;
+let isOpen = false;
+let retryMs = 1000;
+let timer = null;
+let blobUrl = null;
+
+export function showCameras(pipelines) {
+  if (!pipelines.some((pipeline) => pipeline.id === chosen)) choose(pipelines.length ? pipelines[0].id : null);
+  const now = pipelines.find((pipeline) => pipeline.id === chosen);
+  drawTabs(pipelines);
+  drawFigures(now);
+  const runs = now && now.status === "running";
+  if (runs && !isOpen && !timer && !document.hidden) open();
+  if (!runs) close(now ? `Camera ${now.id} is ${now.status}. ${now.message}` : "No camera pipeline runs on this node.");
+}
+
+export function closeCamera() {
+  close("Paused.");
+}
+
+function choose(id) {
+  close("");
+  chosen = id;
+}
+
+function open() {
+  isOpen = true;
+  words.hidden = false;
+  words.textContent = "Waiting for the first picture …";
+  const path = `/cameras/${encodeURIComponent(chosen)}`;
+  if (apiKey()) poll(path, chosen); // an image element cannot send a key
+  else picture.src = `${path}/stream.mjpg?t=${Date.now()}`;
+  picture.hidden = false;
+  picture.alt = `Live picture of camera ${chosen} with detected objects`;
+}
+
+async function poll(path, id) {
+  while (isOpen && chosen === id) {
+    try {
+      const answer = await request(`${path}/snapshot.jpg`);
+      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      const fresh = URL.createObjectURL(await answer.blob());
+      picture.src = fresh;
+      if (blobUrl) URL.revokeObjectURL(blobUrl);
+      blobUrl = fresh;
+    } catch {
+      failed();
+      return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+}
+
+function close(text) {
+  clearTimeout(timer);
+  timer = null;
+  isOpen = false;
+  picture.hidden = true;
+  picture.removeAttribute("src");
+  words.hidden = false;
+  words.textContent = text;
+}
+
+function failed() {
+  if (!isOpen) return;
+  close("The picture stream broke off; trying again …");
+  timer = setTimeout(() => { timer = null; }, retryMs); // the next look at the node opens it
+  retryMs = Math.min(retryMs * 2, 15000);
+}
+
+picture.addEventListener("error", failed);
+picture.addEventListener("load", () => {
+  words.hidden = true;
+  retryMs = 1000;
+});
+
+function drawTabs(pipelines) {
+  if (!changed("tabs", [chosen, pipelines.map((pipeline) => pipeline.id)])) return;
+  const tabs = pipelines.length < 2 ? [] : pipelines.map((pipeline) =>
+    make("button", { type: "button", textContent: pipeline.id, "aria-pressed": String(pipeline.id === chosen), onclick: () => { choose(pipeline.id); showCameras(pipelines); } }));
+  byId("camera-tabs").replaceChildren(...tabs);
+  byId("camera-title").textContent = chosen ? `Camera ${pipelines.length < 2 ? chosen : ""}` : "Camera";
+}
+
+function drawFigures(now) {
+  const figures = now && now.status === "running" ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
+  if (changed("camera-figures", figures)) byId("camera-figures").textContent = figures;
+  const counts = now ? now.counts : {};
+  const totals = now ? now.totals : {};
+  if (!changed("counts", [counts, totals])) return;
+  const names = [...new Set([...Object.keys(counts), ...Object.keys(totals)])].sort();
+  byId("counts").replaceChildren(...names.map((name) =>
+    make("li", {}, make("span", { textContent: name }), make("b", { textContent: counts[name] ?? 0 }),
+      name in totals ? make("span", { className: "quiet", textContent: `${totals[name]} in all` }) : null)));
+}
