@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import anyio
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import Response
@@ -19,11 +20,11 @@ from agent.http.streams import ClientLeft
 
 @dataclass(frozen=True)
 class Application:
-    """`asgi` for a server; `in_flight` for draining; `metrics` for whoever has figures to add."""
+    """`asgi` for a server; `in_flight` for draining; `closing` ends what would go on for ever, such as camera streams."""
 
     asgi: ASGIApp
     in_flight: InFlight
-    metrics: Metrics
+    closing: anyio.Event
 
 
 def create_app(services: Services, registry: CollectorRegistry, limits: Limits | None = None) -> Application:
@@ -47,4 +48,4 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     if services.demo is not None:
         app.include_router(node.demo_router(services.demo))
     app.include_router(page.router())
-    return Application(Front(app, services, limits, metrics, in_flight), in_flight, metrics)
+    return Application(Front(app, services, limits, metrics, in_flight), in_flight, context.closing)

@@ -58,7 +58,7 @@ def router(context: Context) -> APIRouter:
             watchers -= 1
 
         watchers += 1
-        return PictureStream(frames, gone)
+        return PictureStream(frames, context.closing, gone)
 
     return routes
 

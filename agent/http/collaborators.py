@@ -194,6 +194,7 @@ class Demo(Protocol):
 class Services:
     """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open."""
 
+    node_id: str
     node: NodeView
     gate: Gate
     text: TextService | None = None
@@ -209,7 +210,8 @@ class Limits:
     body_s: float = 30.0
     header_s: float = 10.0
     answer_s: float = 600.0
-    in_flight: int = 64
+    in_flight: int = 32
+    pictures: int = 4  # each holds up to picture_bytes of memory
     watchers: int = 8
     head_hold_s: float = 10.0
     keep_alive_s: float = 10.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 from fastapi import APIRouter
 
 from agent.http.collaborators import Limits, Services, TextService, VisionService
@@ -18,9 +19,12 @@ from agent.protocol.wire import wire_now
 
 @dataclass(frozen=True)
 class Context:
+    """`closing` is set when the server stops: streams without an end of their own end then."""
+
     services: Services
     limits: Limits
     metrics: Metrics
+    closing: anyio.Event = field(default_factory=anyio.Event)
 
     def text(self) -> TextService:
         if self.services.text is None:

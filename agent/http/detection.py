@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 
+import anyio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -32,13 +33,15 @@ class Question:
 
 def router(context: Context) -> APIRouter:
     routes = APIRouter()
+    pictures = anyio.CapacityLimiter(context.limits.pictures)
 
     async def detect(request: Request) -> Response:
         """Picture as multipart field `file`, as raw body with an image type, or as JSON {"image": base64 or data URL}."""
-        question = await _question(request)
-        model = context.model_or_default(question.model, "detection")
-        call = partial(context.vision().detect, model, question.image, question.threshold, question.annotate)
-        picture = await unless_left(request, call, context.limits.answer_s)
+        async with pictures:  # the body of the next one stays with its client until there is room for it
+            question = await _question(request)
+            model = context.model_or_default(question.model, "detection")
+            call = partial(context.vision().detect, model, question.image, question.threshold, question.annotate)
+            picture = await unless_left(request, call, context.limits.answer_s)
         if question.annotate and picture.jpeg is not None:
             return Response(picture.jpeg, media_type="image/jpeg", headers={"X-Detections": str(len(picture.detections))})
         return JSONResponse({

@@ -68,7 +68,7 @@ class Front:
             await self._app(scope, receive, send)
             return
         started_s, status = time.monotonic(), 500
-        served_by = f"hotspare/{self._services.node.snapshot().node}"
+        served_by = f"hotspare/{self._services.node_id}"
 
         async def send_named(message: Message) -> None:
             nonlocal status

@@ -22,13 +22,10 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter()
     services = context.services
 
-    @routes.get("/healthz", response_model=None)
-    @routes.get("/livez", response_model=None)
     async def alive() -> Response:
         """The event loop turns: that this answers is all it says."""
         return JSONResponse({"status": "alive"}, headers=NO_STORE)
 
-    @routes.get("/readyz", response_model=None)
     async def ready() -> Response:
         """200 where this node may be sent requests now, else 503 and why not."""
         now = services.node.snapshot()
@@ -41,6 +38,10 @@ def router(context: Context) -> APIRouter:
             return JSONResponse(body, headers=NO_STORE)
         wait_s = answer.retry_after_s if isinstance(answer, Refused) else 5
         return JSONResponse(body, 503, headers={**NO_STORE, "Retry-After": retry_after(wait_s), "X-Hotspare-Mode": now.mode})
+
+    for path, endpoint in (("/healthz", alive), ("/livez", alive), ("/readyz", ready)):
+        routes.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        routes.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)  # balancers use both
 
     @routes.get("/metrics", response_model=None)
     async def metrics() -> Response:

@@ -12,25 +12,27 @@ from typing import Any
 import anyio
 import h11
 import uvicorn
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from agent.http.app import Application
 from agent.http.collaborators import Limits
 
 LOG = logging.getLogger(__name__)
 
 
 class HttpServer:
-    """Serves `app` on `listener` until `stop()` or cancellation; `started` is set once connections are answered.
+    """Serves an application on `listener` until `stop()` or cancellation; `started` is set once connections are answered.
 
     On stop no new connections are taken, running answers have `stop_s` to end, then they are cut.
     """
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, limits: Limits | None = None, stop_s: float = 10.0) -> None:
+    def __init__(self, app: Application, listener: socket.socket, limits: Limits | None = None, stop_s: float = 10.0) -> None:
         self._listener = listener
+        self._address: tuple[str, int] = listener.getsockname()[:2]
+        self._closing = app.closing
         limits = limits or Limits()
         config = uvicorn.Config(
-            app, http=_protocol(limits.header_s), ws="none", lifespan="off", loop="none", interface="asgi3", log_config=None,
+            app.asgi, http=_protocol(limits.header_s), ws="none", lifespan="off", loop="none", interface="asgi3", log_config=None,
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75, h11_max_incomplete_event_size=32 << 10,
             timeout_graceful_shutdown=max(1, round(stop_s)),
         )  # fmt: skip
@@ -38,18 +40,18 @@ class HttpServer:
         self.started = self._server.is_up
 
     @property
-    def address(self) -> tuple[str, int]:
-        host, port = self._listener.getsockname()[:2]
-        return str(host), int(port)
+    def port(self) -> int:
+        return self._address[1]
 
     @property
     def url(self) -> str:
         """For people on this machine: a listener on all addresses is reached at the loopback one."""
-        host, port = self.address
+        host, port = self._address
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def stop(self) -> None:
+        self._closing.set()
         self._server.should_exit = True
 
     async def run(self) -> None:
@@ -57,6 +59,7 @@ class HttpServer:
             await self._server.serve(sockets=[self._listener])
         finally:
             # A cancelled server leaves before its own shutdown: nothing may go on answering, and the port must be free.
+            self._closing.set()
             if self._server.is_serving:
                 with anyio.CancelScope(shield=True):
                     await self._server.shutdown(sockets=[self._listener])

@@ -148,10 +148,11 @@ class EventStream(Response):
 
 
 class PictureStream(Response):
-    """Motion JPEG: parts of multipart/x-mixed-replace until the client leaves, the camera ends, or a send takes over `send_s`."""
+    """Motion JPEG, parts of multipart/x-mixed-replace: until the viewer leaves, the camera ends, `closing`, or a send takes `send_s`."""
 
-    def __init__(self, frames: AsyncIterator[Frame], on_end: Callable[[], None], send_s: float = 20.0) -> None:
+    def __init__(self, frames: AsyncIterator[Frame], closing: anyio.Event, on_end: Callable[[], None], send_s: float = 20.0) -> None:
         self._frames = frames
+        self._closing = closing
         self._on_end = on_end
         self._send_s = send_s
         self.status_code = 200
@@ -166,6 +167,7 @@ class PictureStream(Response):
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_cancel_when_left, receive, tasks.cancel_scope, None)
+                tasks.start_soon(self._cancel_when_closing, tasks.cancel_scope)
                 await self._deliver(send)
                 tasks.cancel_scope.cancel()
         finally:
@@ -180,6 +182,10 @@ class PictureStream(Response):
         except (ServiceFailure, TimeoutError) as error:
             LOG.info("picture stream ended: %s", error)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _cancel_when_closing(self, scope: CancelScope) -> None:
+        await self._closing.wait()
+        scope.cancel()
 
     async def _part(self, send: Send, frame: Frame) -> None:
         head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\nX-Sequence: %d\r\n\r\n"

@@ -29,7 +29,7 @@ class House:
     limits: Limits = field(default_factory=Limits)
 
     def app(self) -> Application:
-        services = Services(self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests)
+        services = Services("spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests)
         return create_app(services, CollectorRegistry(), self.limits)
 
 
@@ -56,7 +56,7 @@ def serve() -> Iterator[Callable[[House], str]]:
         held: list[HttpServer] = []
 
         async def main() -> None:
-            server = HttpServer(house.app().asgi, listener, house.limits, stop_s=1)
+            server = HttpServer(house.app(), listener, house.limits, stop_s=1)
             held.append(server)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(server.run)

@@ -33,6 +33,13 @@ async def test_a_closed_gate_leaves_the_rest_open(client: httpx.AsyncClient, hou
     assert (await client.get(path)).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/readyz"])
+async def test_balancers_may_probe_with_head(client: httpx.AsyncClient, house: House, path: str) -> None:
+    assert (await client.head(path)).status_code == 200
+    house.node.close()
+    assert (await client.head(path)).status_code == (503 if path == "/readyz" else 200)
+
+
 async def test_readiness_says_why_not(client: httpx.AsyncClient, house: House) -> None:
     assert (await client.get("/readyz")).json()["status"] == "ready"
     house.node.close()

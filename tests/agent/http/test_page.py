@@ -43,7 +43,7 @@ async def test_files_refer_to_nothing_outside(client: httpx.AsyncClient) -> None
     for name, kind in FILES.items():
         answer = await client.get(f"/ui/{name}")
         assert answer.headers["content-type"] == kind
-        addresses = [address for address in re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+[^\s\"')]*", answer.text)]
+        addresses = re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+[^\s\"')]*", answer.text)
         assert [address for address in addresses if "www.w3.org/2000/svg" not in address] == [], name
         assert not re.search(r"@import|innerHTML|\beval\(", answer.text), name
         for module in re.findall(r'from "\./([^"]+)"', answer.text):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
 
+import anyio
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.http.collaborators import Limits
-from agent.http.server import bind
+from agent.http.server import HttpServer, bind
 from tests.agent.http.conftest import House
 
 WAIT = {"model": "parrot", "messages": [{"role": "user", "content": "please wait"}]}
@@ -111,8 +113,51 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
     assert sample(url, "hotspare_inference_in_flight") == 0
 
 
+def test_a_stop_does_not_wait_for_viewers_but_lets_an_answer_end(house: House) -> None:
+    async def main() -> None:
+        server = HttpServer(house.app(), bind("127.0.0.1", 0), stop_s=8)
+        async with anyio.create_task_group() as tasks, httpx.AsyncClient(base_url=server.url, timeout=10) as client:
+            tasks.start_soon(server.run)
+            await server.started.wait()
+            async with client.stream("GET", "/cameras/belt/stream.mjpg"):
+                with anyio.fail_after(4):
+                    server.stop()
+                    await house.vision.left.wait()
+        with pytest.raises(httpx.ConnectError):
+            await client_of(server).get("/healthz")
+
+    anyio.run(main)
+
+
+def test_a_cancelled_server_frees_its_port_and_cancels_its_work(house: House) -> None:
+    async def main() -> None:
+        server = HttpServer(house.app(), bind("127.0.0.1", 0), stop_s=1)
+        async with anyio.create_task_group() as outer:
+
+            async def ask() -> None:
+                with contextlib.suppress(httpx.HTTPError):
+                    await client_of(server).post("/v1/chat/completions", json=WAIT)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.run)
+                await server.started.wait()
+                outer.start_soon(ask)
+                with anyio.fail_after(5):
+                    await house.text.started.wait()
+                tasks.cancel_scope.cancel()
+            with anyio.fail_after(5):
+                await house.text.cancelled.wait()
+        bind("127.0.0.1", server.port).close()
+
+    anyio.run(main)
+
+
+def client_of(server: HttpServer) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=server.url, timeout=10)
+
+
 def test_an_address_in_use_is_told_with_its_remedy() -> None:
-    with bind("127.0.0.1", 0) as taken, pytest.raises(OSError, match="change http.host or http.port"):
+    with bind("127.0.0.1", 0) as taken, pytest.raises(OSError, match=r"change http.host or http.port"):
         bind("127.0.0.1", taken.getsockname()[1])
 
 
