@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from models.store import default_root
+
 NODE_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,62}$")
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h; the unit does not restart on it
 
@@ -40,11 +42,7 @@ def default_node_id() -> str:
 
 
 def default_state_folder() -> Path:
-    """systemd's StateDirectory if there is one, else the user's data folder (XDG base directories)."""
-    given = os.environ.get("HOTSPARE_STATE") or os.environ.get("STATE_DIRECTORY")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "hotspare"
+    return default_root(os.environ)
 
 
 class NodeSettings(Slice):
@@ -120,6 +118,12 @@ class CameraSettings(Slice):
         return self.model_dump()
 
 
+class DemoSettings(Slice):
+    """Only `hotspare demo` sets this: where its stand-in primary can be switched off and on."""
+
+    switch_url: str = ""
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="HOTSPARE__", env_nested_delimiter="__")
 
@@ -130,6 +134,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     models: ModelSettings = ModelSettings()
     cameras: tuple[CameraSettings, ...] = ()
+    demo: DemoSettings = DemoSettings()
 
 
 def load_settings(file: Path | None) -> Settings:

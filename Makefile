@@ -1,0 +1,52 @@
+# Every target sets up what it needs: a virtual environment in .venv, and programs of the distribution through apt where they are missing.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PROGRAMS := mosquitto nginx
+TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze
+
+.PHONY: run test test-slow lint bench clean programs test-programs
+
+run: .venv/.ready programs  ## start the demo: the whole product on this machine
+	$(BIN)/hotspare demo
+
+test: .venv/.ready test-programs  ## the tests, with real brokers, balancers, workers, browser and weights
+	$(BIN)/python -m pytest $(TESTS)
+
+test-slow: TESTS := --run-slow
+test-slow: test  ## also the tests that take minutes
+
+lint: .venv/.ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/.ready programs  ## figures against the peers that are installed; tables here, JSON in bench/results
+	mkdir -p bench/results
+	$(BIN)/python -m bench.text --json bench/results/text.json
+	$(BIN)/python -m bench.vision --json bench/results/vision.json
+	$(BIN)/python -m bench.mqtt --json bench/results/mqtt.json
+
+clean:
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache
+
+.venv/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "hotspare needs Python 3.10 or newer; none was found. Set PYTHON=/path/to/python3.1x"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "installing python3-venv through apt"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq python3-venv; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
+	@touch $@
+
+programs:
+	@$(call install,$(PROGRAMS))
+
+test-programs:
+	@$(call install,$(TEST_PROGRAMS))
+
+# $(call install,programs): apt packages for those that are missing; Debian keeps daemons in /usr/sbin.
+define install
+missing=""; for p in $(1); do PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
+packages=$$(echo "$$missing" | sed 's/chromedriver/chromium-driver/; s/systemd-analyze/systemd/; s/nginx/nginx-light/'); \
+[ -z "$$packages" ] || { echo "installing through apt:$$packages"; $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$packages >/dev/null; }
+endef

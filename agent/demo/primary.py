@@ -1,0 +1,124 @@
+"""A stand-in for the cloud API, with a switch: on it answers chat completions in OpenAI's shape, off it refuses connections.
+
+It knows nothing and says so; what matters is who answers. Only the demo and the tests use it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from agent.http.server import HttpServer, bind
+
+ANSWER = "This is the stand-in for the cloud API: it is up, so your request never reached the edge. Switch it off and ask again."
+MODEL = "cloud-stand-in"
+
+
+def cloud_app() -> ASGIApp:
+    """`POST /v1/chat/completions` (streamed or not) and `GET /v1/models`."""
+    app = FastAPI(docs_url=None, redoc_url=None)
+
+    @app.post("/v1/chat/completions")
+    @app.post("/chat/completions")
+    async def chat(request: Request) -> Response:
+        asked: dict[str, Any] = json.loads(await request.body())
+        words = ANSWER.split(" ")[: max(1, min(int(asked.get("max_tokens") or 64), 64))]
+        model = str(asked.get("model", MODEL))
+        headers = {"X-Served-By": "cloud"}
+        if asked.get("stream"):
+            return StreamingResponse(_stream(model, words), media_type="text/event-stream", headers=headers)
+        message = {"role": "assistant", "content": " ".join(words)}
+        usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": 1 + len(words)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        return JSONResponse({**_head(model, "chat.completion"), "choices": [choice], "usage": usage}, headers=headers)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "demo"}]}
+
+    return app
+
+
+class SwitchablePrimary:
+    """The stand-in on a fixed port, and a control server whose `POST /switch?on=true|false` opens and closes that port."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, switch_port: int = 0) -> None:
+        self._listener = bind(host, port)
+        self._control = HttpServer(self._control_app(), bind(host, switch_port), stop_s=1.0)
+        self._host = host
+        self.port = int(self._listener.getsockname()[1])
+        self.switch_url = f"{self._control.url}/switch"
+        self.url = f"http://{host}:{self.port}"
+        self._server: HttpServer | None = None
+        self._wanted = True
+        self._changed, self._settled = anyio.Event(), anyio.Event()
+
+    @property
+    def is_on(self) -> bool:
+        return self._server is not None
+
+    async def switch(self, on: bool) -> None:
+        """Open or close the port; returns once it is so, or raises TimeoutError after 10 s."""
+        self._wanted, settled = on, self._settled
+        self._changed.set()
+        if self.is_on != on:
+            with anyio.fail_after(10.0):
+                await settled.wait()
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._control.run)
+            while True:
+                self._changed = anyio.Event()
+                if self._wanted and self._server is None:
+                    self._server = HttpServer(cloud_app(), self._open(), stop_s=1.0)
+                    tasks.start_soon(self._server.run)
+                    await self._server.started.wait()
+                elif not self._wanted and self._server is not None:
+                    self._server.stop()
+                    self._listener.close()
+                    self._server = None
+                done, self._settled = self._settled, anyio.Event()
+                done.set()
+                await self._changed.wait()
+
+    def _open(self) -> socket.socket:
+        if self._listener.fileno() < 0:
+            self._listener = bind(self._host, self.port)
+        return self._listener
+
+    def _control_app(self) -> ASGIApp:
+        app = FastAPI(docs_url=None, redoc_url=None)
+
+        @app.get("/switch")
+        async def state() -> dict[str, bool]:
+            return {"on": self.is_on}
+
+        @app.post("/switch")
+        async def switch(on: bool) -> dict[str, bool]:
+            await self.switch(on)
+            return {"on": self.is_on}
+
+        return app
+
+
+def _head(model: str, kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-stand-in", "object": kind, "created": int(time.time()), "model": model}  # noqa: TID251 — a wire timestamp
+
+
+async def _stream(model: str, words: list[str]) -> AsyncIterator[str]:
+    head = _head(model, "chat.completion.chunk")
+    deltas = [{"role": "assistant", "content": ""}, *({"content": word + " "} for word in words)]
+    for delta in deltas:
+        yield f"data: {json.dumps({**head, 'choices': [{'index': 0, 'delta': delta, 'finish_reason': None}]})}\n\n"
+        await anyio.sleep(0.03)
+    yield f"data: {json.dumps({**head, 'choices': [{'index': 0, 'delta': {}, 'finish_reason': 'stop'}]})}\n\ndata: [DONE]\n\n"

@@ -1,0 +1,206 @@
+"""`hotspare demo`: broker, coordinator, balancer, stand-in primary and one node on this machine, started together and ended together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from agent.config import default_state_folder
+from agent.demo.primary import SwitchablePrimary
+from agent.demo.programs import find, free_port, nginx_command, program, write_mosquitto, write_nginx
+from coordinator.config import NginxSettings
+from coordinator.nginx import render
+
+READY_DEADLINE_S = 1800.0  # a slow line and a slow device: the first start fetches 130 MB and converts them
+NODE = "demo-node"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Folders and ports of one demo. `front` is nginx's, where clients should go."""
+
+    folder: Path
+    broker: int
+    front: int
+    bridge: int
+    coordinator: int
+    node: int
+
+    @property
+    def node_url(self) -> str:
+        return f"http://127.0.0.1:{self.node}"
+
+    @property
+    def front_url(self) -> str:
+        return f"http://127.0.0.1:{self.front}"
+
+    @property
+    def coordinator_url(self) -> str:
+        return f"http://127.0.0.1:{self.coordinator}"
+
+
+def layout(folder: Path | None) -> Layout:
+    root = (folder or default_state_folder() / "demo").absolute()
+    return Layout(root, free_port(1893), free_port(8088), free_port(8089), free_port(8090), free_port(8080))
+
+
+def coordinator_settings(stage: Layout, primary_url: str) -> dict[str, Any]:
+    """Probes every 2 s in place of 30, so that an outage is seen while somebody watches."""
+    reload_command = [*nginx_command(stage.folder / "nginx"), "-s", "reload"]
+    return {
+        "name": "demo",
+        "database": str(stage.folder / "coordinator" / "registry.sqlite"),
+        "primary": {"url": primary_url, "interval_s": 2.0, "timeout_s": 2.0},
+        "broker": {"port": stage.broker},
+        "leases": {"lease_s": 15.0, "renew_s": 5.0, "min_active_s": 5.0},
+        "nginx": {
+            "file": str(stage.folder / "nginx" / "hotspare.conf"),
+            "listen": f"127.0.0.1:{stage.front}",
+            "bridge_port": stage.bridge,
+            "test_command": [find("nginx"), "-t", "-q", "-c"],
+            "reload_command": reload_command,
+            "min_interval_s": 1.0,
+        },
+        "http": {"port": stage.coordinator},
+    }
+
+
+def node_settings(stage: Layout, primary: SwitchablePrimary, camera: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "node": {"id": NODE, "state": str(stage.folder / "node"), "weight": 1},
+        "http": {"port": stage.node},
+        "mqtt": {"host": "127.0.0.1", "port": stage.broker, "heartbeat_active_s": 2.0, "heartbeat_standby_s": 3.0},
+        "primary": {"url": primary.url, "interval_s": 2.0, "timeout_s": 2.0},
+        "models": {"serve": ["smollm2-135m-instruct", "all-minilm-l6-v2"], "aliases": {"deepseek-chat": "smollm2-135m-instruct"}},
+        "cameras": [dict(camera)],
+        "demo": {"switch_url": primary.switch_url},
+    }
+
+
+def camera_settings(video: Path | None) -> dict[str, Any]:
+    """The rendered belt, or with a mirror and a video at hand DEIMv2 on real pictures."""
+    if video is not None and os.environ.get("HOTSPARE_MIRROR"):
+        return {"id": "street", "source": f"file:{video.absolute()}?loop=true", "model": "deimv2-femto", "fps": 10.0, "threshold": 0.5}
+    line = [[0.5, 0.0], [0.5, 1.0]]
+    return {"id": "belt", "source": "conveyor:?seed=7", "model": "conveyor-detr", "fps": 12.0, "threshold": 0.5, "line": line}
+
+
+async def run_demo(folder: Path | None, video: Path | None, console: Console) -> int:
+    """Runs until Ctrl-C or SIGTERM. Raises ProgramError if a part does not start."""
+    stage = layout(folder)
+    for name in ("broker", "nginx", "coordinator", "node", "log"):
+        (stage.folder / name).mkdir(parents=True, exist_ok=True)
+    console.print(f"Hotspare demo, state in [bold]{stage.folder}[/bold]", highlight=False)
+    async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
+        tasks.start_soon(_end_on_signal, tasks.cancel_scope)
+        primary = SwitchablePrimary()
+        tasks.start_soon(primary.run)
+        await _start_programs(stage, primary, camera_settings(video), stack)
+        await _wait_until_serving(stage, console)
+        console.print(_welcome(stage, primary))
+        await anyio.sleep_forever()
+    console.print("Everything the demo started has ended; its state stays for the next start.")
+    return 0
+
+
+async def _start_programs(stage: Layout, primary: SwitchablePrimary, camera: Mapping[str, Any], stack: AsyncExitStack) -> None:
+    log = stage.folder / "log"
+    snippet = stage.folder / "nginx" / "hotspare.conf"
+    nginx = NginxSettings(listen=f"127.0.0.1:{stage.front}", bridge_port=stage.bridge)
+    await anyio.Path(snippet).write_text(render(nginx, primary.url, []))
+    coordinator_file = await _write(stage.folder / "coordinator.toml", coordinator_settings(stage, primary.url))
+    node_file = await _write(stage.folder / "node.toml", node_settings(stage, primary, camera))
+    hotspare = [sys.executable, "-m", "agent.cli"]
+    parts: list[tuple[list[str], str, int]] = [
+        (write_mosquitto(stage.folder / "broker", stage.broker), "mosquitto", stage.broker),
+        (write_nginx(stage.folder / "nginx", snippet), "nginx", stage.front),
+        ([*hotspare, "coordinator", "--config", str(coordinator_file)], "coordinator", stage.coordinator),
+        ([*hotspare, "run", "--config", str(node_file)], "node", stage.node),
+    ]
+    for command, name, port in parts:
+        await stack.enter_async_context(program(command, log / f"{name}.log", port))
+
+
+async def _wait_until_serving(stage: Layout, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
+    bars: dict[str, TaskID] = {}
+    async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+        with Progress(*columns, console=console) as progress, anyio.fail_after(READY_DEADLINE_S):
+            while True:
+                node = (await client.get(f"{stage.node_url}/node")).json()
+                for model in node["models"]:
+                    if model["name"] not in bars:
+                        bars[model["name"]] = progress.add_task(model["name"], total=1.0, phase="")
+                    _show(progress, bars[model["name"]], model)
+                states = [model["status"] for model in node["models"]]
+                if states and all(state == "serving" for state in states):
+                    return
+                await anyio.sleep(0.3)
+
+
+def _show(progress: Progress, bar: TaskID, model: Mapping[str, Any]) -> None:
+    status = str(model["status"])
+    fraction = 1.0 if status == "serving" else float(model["figures"].get("progress", 0.0))
+    progress.update(bar, completed=fraction, phase=str(model["figures"].get("phase", "")) or status)
+
+
+def _welcome(stage: Layout, primary: SwitchablePrimary) -> Panel:
+    body = json.dumps({"model": "deepseek-chat", "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    return Panel.fit(
+        f"Open [bold cyan]{stage.node_url}/[/bold cyan] for the page: camera, chat, models, and the switch of the cloud API.\n\n"
+        "Three commands to try in another terminal:\n\n"
+        f"  curl -s {stage.front_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n"
+        f"  curl -s -X POST '{primary.switch_url}?on=false'      # the cloud goes down: ask again, the edge answers\n"
+        f"  hotspare fleet --coordinator {stage.coordinator_url} ls\n\n"
+        f"State and logs: {stage.folder}\nCtrl-C ends all of it.",
+        title="Hotspare is running",
+    )
+
+
+async def _end_on_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+async def _write(file: Path, values: Mapping[str, Any]) -> anyio.Path:
+    path = anyio.Path(file)
+    await path.write_text(to_toml(values))
+    return path
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """The few shapes that our own configurations have: scalars, lists, tables, a list of tables. JSON scalars are TOML scalars."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, Mapping) and not _is_tables(value)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"[{key}]", *(f"{name} = {_inline(item)}" for name, item in value.items())]
+        elif _is_tables(value):
+            for table in value:
+                lines += [f"[[{key}]]", *(f"{name} = {_inline(item)}" for name, item in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_inline(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
