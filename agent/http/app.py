@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from agent.http import batch, cameras, chat, completions, detection, encoders, errors, node, page
+from agent.http import batch, cameras, chat, completions, demo, detection, encoders, errors, node, page
 from agent.http.collaborators import Limits, Services
 from agent.http.context import Context
 from agent.http.front import Front, InFlight
@@ -46,6 +46,6 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
         app.include_router(part.router(context))
     app.include_router(node.models_router(context))
     if services.demo is not None:
-        app.include_router(node.demo_router(services.demo))
+        app.include_router(demo.router(services.demo))
     app.include_router(page.router())
     return Application(Front(app, services, limits, metrics, in_flight), in_flight, context.closing)

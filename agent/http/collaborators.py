@@ -185,9 +185,11 @@ class Gate(Protocol):
 class Demo(Protocol):
     """The stand-in for the cloud API that `hotspare demo` starts."""
 
-    def primary_is_on(self) -> bool: ...
+    async def primary_is_on(self) -> bool | None:
+        """None where it cannot be told."""
 
-    async def switch_primary(self, on: bool) -> None: ...
+    async def switch_primary(self, on: bool) -> None:
+        """Raises ServiceFailure if that did not work."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from agent.http.collaborators import Demo, ModelView, Refused
+from agent.http.collaborators import ModelView, Refused
 from agent.http.context import Context
 from agent.http.errors import ApiError, retry_after
 from agent.http.metrics import CONTENT_TYPE
-from agent.http.requests import SwitchRequest
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -53,7 +52,7 @@ def router(context: Context) -> APIRouter:
         body: dict[str, Any] = asdict(services.node.snapshot())
         body["serving"] = not isinstance(answer, Refused)
         body["gate_reason"] = answer.reason if isinstance(answer, Refused) else ""
-        body["demo"] = {"primary_is_on": services.demo.primary_is_on()} if services.demo else None
+        body["demo"] = {"primary_is_on": await services.demo.primary_is_on()} if services.demo else None
         return JSONResponse(body, headers=NO_STORE)
 
     return routes
@@ -78,18 +77,6 @@ def models_router(context: Context) -> APIRouter:
             if name in (known.name, *known.aliases):
                 return JSONResponse(_entry(known, name))
         raise ApiError(404, f"there is no model {name[:200]!r} on this node; see /v1/models", param="model", code="model_not_found")
-
-    return routes
-
-
-def demo_router(demo: Demo) -> APIRouter:
-    routes = APIRouter()
-
-    @routes.post("/demo/primary", response_model=None)
-    async def switch(body: SwitchRequest) -> Response:
-        """Let the stand-in for the cloud API fail, or recover."""
-        await demo.switch_primary(body.on)
-        return JSONResponse({"primary_is_on": demo.primary_is_on()})
 
     return routes
 

@@ -12,27 +12,35 @@ from typing import Any
 import anyio
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agent.http.app import Application
 from agent.http.collaborators import Limits
 
 LOG = logging.getLogger(__name__)
 
 
 class HttpServer:
-    """Serves an application on `listener` until `stop()` or cancellation; `started` is set once connections are answered.
+    """Serves `app` on `listener` until `stop()` or cancellation; `started` is set once connections are answered.
 
-    On stop no new connections are taken, running answers have `stop_s` to end, then they are cut.
+    On stop no new connections are taken, `closing` is set for answers that have no end of their own, the others have `stop_s` to end,
+    then they are cut.
     """
 
-    def __init__(self, app: Application, listener: socket.socket, limits: Limits | None = None, stop_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        limits: Limits | None = None,
+        stop_s: float = 10.0,
+        closing: anyio.Event | None = None,
+    ) -> None:
         self._listener = listener
         self._address: tuple[str, int] = listener.getsockname()[:2]
-        self._closing = app.closing
+        self._closing = closing or anyio.Event()
         limits = limits or Limits()
         config = uvicorn.Config(
-            app.asgi, http=_protocol(limits.header_s), ws="none", lifespan="off", loop="none", interface="asgi3", log_config=None,
+            app, http=_protocol(limits.header_s), ws="none", lifespan="off", loop="none", interface="asgi3", log_config=None,
             access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75, h11_max_incomplete_event_size=32 << 10,
             timeout_graceful_shutdown=max(1, round(stop_s)),
         )  # fmt: skip

@@ -66,8 +66,8 @@ function drawState(now) {
 }
 
 function drawDemo(demo) {
-  byId("demo").hidden = !demo;
-  if (!demo || !changed("demo", demo)) return;
+  byId("demo").hidden = !demo || demo.primary_is_on === null;
+  if (!demo || demo.primary_is_on === null || !changed("demo", demo)) return;
   byId("primary").setAttribute("aria-checked", String(demo.primary_is_on));
   byId("primary-words").textContent = demo.primary_is_on
     ? "Answers. Switch it off: this node takes over."
@@ -98,10 +98,12 @@ function figure(name, value) {
 }
 
 function modelRow(model) {
-  const figures = Object.entries(model.figures).map(([name, value]) => figure(name, value)).join(" · ");
+  const { progress, phase, ...measured } = model.figures;
+  const step = phase || progress < 1 ? `${phase ?? ""} ${progress === undefined ? "" : `${Math.round(progress * 100)} %`}`.trim() : "";
+  const figures = Object.entries(measured).map(([name, value]) => figure(name, value)).join(" · ");
   return make("tr", {},
     make("td", {}, make("strong", { textContent: model.name }), small(model.aliases.length ? `also ${model.aliases.join(", ")}` : "")),
-    cell("Task", model.task), cell("Status", pill(model.status)), cell("Engine", model.engine), cell("Verification", model.verdict),
+    cell("Task", model.task), cell("Status", pill(model.status), small(model.status === "serving" ? "" : step)), cell("Engine", model.engine), cell("Verification", model.verdict),
     cell("Figures", figures));
 }
 

@@ -56,7 +56,8 @@ def serve() -> Iterator[Callable[[House], str]]:
         held: list[HttpServer] = []
 
         async def main() -> None:
-            server = HttpServer(house.app(), listener, house.limits, stop_s=1)
+            app = house.app()
+            server = HttpServer(app.asgi, listener, house.limits, stop_s=1, closing=app.closing)
             held.append(server)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(server.run)

@@ -187,7 +187,7 @@ class Node:
 class Switch:
     on: bool = True
 
-    def primary_is_on(self) -> bool:
+    async def primary_is_on(self) -> bool | None:
         return self.on
 
     async def switch_primary(self, on: bool) -> None:

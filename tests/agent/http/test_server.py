@@ -115,7 +115,8 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
 
 def test_a_stop_does_not_wait_for_viewers_but_lets_an_answer_end(house: House) -> None:
     async def main() -> None:
-        server = HttpServer(house.app(), bind("127.0.0.1", 0), stop_s=8)
+        app = house.app()
+        server = HttpServer(app.asgi, bind("127.0.0.1", 0), stop_s=8, closing=app.closing)
         async with anyio.create_task_group() as tasks, httpx.AsyncClient(base_url=server.url, timeout=10) as client:
             tasks.start_soon(server.run)
             await server.started.wait()
@@ -131,7 +132,7 @@ def test_a_stop_does_not_wait_for_viewers_but_lets_an_answer_end(house: House) -
 
 def test_a_cancelled_server_frees_its_port_and_cancels_its_work(house: House) -> None:
     async def main() -> None:
-        server = HttpServer(house.app(), bind("127.0.0.1", 0), stop_s=1)
+        server = HttpServer(house.app().asgi, bind("127.0.0.1", 0), stop_s=1)
         async with anyio.create_task_group() as outer:
 
             async def ask() -> None:
