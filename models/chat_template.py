@@ -50,9 +50,8 @@ class ChatTemplate:
         if not path.is_file():
             return None
         facts = tokenizer.facts
-        eos = facts.eos_ids[0] if facts and facts.eos_ids else None
         source = read_bounded(path, MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
-        return cls(source, tokenizer.mark(facts.bos_id if facts else None), tokenizer.mark(eos))
+        return cls(source, tokenizer.mark(facts.bos_id if facts else None), tokenizer.mark(facts.eos_id if facts else None))
 
     def render(
         self,

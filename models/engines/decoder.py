@@ -19,6 +19,7 @@ class DecoderFacts:
 
     context_tokens  what the model was trained for; the KV capacity of a slot is never larger
     eos_ids         tokens that end an answer
+    eos_id          the one of them that the model's own files call so; written into chat templates
     bos_id          token that opens a text, put in front of a prompt when `add_bos`
     """
 
@@ -30,6 +31,7 @@ class DecoderFacts:
     vocabulary: int
     context_tokens: int
     eos_ids: Tuple[int, ...]
+    eos_id: Optional[int] = None
     bos_id: Optional[int] = None
     add_bos: bool = False
 
@@ -55,12 +57,13 @@ def read_facts(folder: Path) -> DecoderFacts:
     counts = {name: _count(values, name, path) for name in COUNTS}
     eos_ids = values.get("eos_ids", [])
     bos_id = values.get("bos_id")
+    eos_id = values.get("eos_id", eos_ids[0] if isinstance(eos_ids, list) and eos_ids else None)
     if not isinstance(eos_ids, list):
         raise EngineError(f"{path}: eos_ids is {eos_ids!r}, must be a list of token ids; convert the model again")
-    for mark in [*eos_ids, bos_id]:
+    for mark in [*eos_ids, eos_id, bos_id]:
         if mark is not None and not (_is_integer(mark) and 0 <= mark < counts["vocabulary"]):
-            raise EngineError(f"{path}: token id {mark!r} in eos_ids or bos_id is outside the vocabulary of {counts['vocabulary']}")
-    return DecoderFacts(eos_ids=tuple(eos_ids), bos_id=bos_id, add_bos=values.get("add_bos") is True, **counts)
+            raise EngineError(f"{path}: token id {mark!r} in eos_ids, eos_id or bos_id is outside the vocabulary of {counts['vocabulary']}")
+    return DecoderFacts(eos_ids=tuple(eos_ids), eos_id=eos_id, bos_id=bos_id, add_bos=values.get("add_bos") is True, **counts)
 
 
 def check_step(batch: Sequence[SlotTokens], lengths: Sequence[int], capacity: int, vocabulary: int) -> None:

@@ -5,6 +5,7 @@ Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperato
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -17,8 +18,13 @@ from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
 from models.engines.tensors import check_inputs
 
+log = logging.getLogger(__name__)
+
 ARTEFACT = "model.onnx"
 MEMORY_RESERVE = 256 << 20
+
+# Before 1.20 (Python 3.8 has 1.19.2 at most) GroupQueryAttention attends wrongly, without a word, when several tokens follow a past.
+CONTINUES_PROMPTS = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 20)
 
 PROVIDERS: Dict[str, Tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),
@@ -61,6 +67,8 @@ def open_generation_engine(folder: Path, options: EngineOptions) -> OnnxGenerati
         raise EngineError(f"{folder}: {refusal}")
     session = _open_session(folder / ARTEFACT, options)
     _check_decoder(session, facts, folder)
+    if not CONTINUES_PROMPTS:
+        log.warning("ONNX Runtime %s: pieces of a prompt after its first are computed token by token", onnxruntime.__version__)
     names = [f"{index}.{part}" for index in range(facts.layers) for part in ("key", "value")]
     cache = KeyValueCache(names, options.slots, facts.kv_heads, capacity, facts.head_dim)
     return OnnxGenerationEngine(session, str(folder / ARTEFACT), facts, cache)
@@ -157,6 +165,10 @@ class OnnxGenerationEngine:
     def _prefill(self, item: SlotTokens) -> None:
         row = self._cache.rows[item.slot]
         count = len(item.tokens)
+        if self._cache.lengths[item.slot] and not CONTINUES_PROMPTS:
+            for token in item.tokens:
+                self._decode([SlotTokens(item.slot, [token])], row)
+            return
         self._chunk[0, :count] = item.tokens
         self._seqlens[row] = self._cache.lengths[item.slot] + count - 1
         self._run(row, 1, self._chunk[:, :count])
