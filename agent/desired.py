@@ -1,0 +1,103 @@
+"""What should run on this node: the configuration, changed by orders that outlive a restart.
+
+Orders (deploy, remove, start, stop) are kept as differences to the configuration in one small file, so that an edited configuration still
+counts; a whole document from the coordinator takes the place of both models and pipelines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agent.state import Desired
+from models.durable import write_atomically
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "desired.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Differences to the configuration: model → wanted or not, pipeline → settings or None for stopped."""
+
+    revision: int = 0
+    is_whole: bool = False
+    models: Mapping[str, bool] = field(default_factory=dict)
+    pipelines: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+
+
+def apply(configured: Desired, changes: Changes) -> Desired:
+    """The configuration with the orders carried out; a whole document starts from nothing."""
+    models = [] if changes.is_whole else list(configured.models)
+    for model, wanted in changes.models.items():
+        if wanted and model not in models:
+            models.append(model)
+        elif not wanted and model in models:
+            models.remove(model)
+    pipelines = {} if changes.is_whole else dict(configured.pipelines)
+    for pipeline, settings in changes.pipelines.items():
+        if settings is None:
+            pipelines.pop(pipeline, None)
+        else:
+            pipelines[pipeline] = settings
+    return Desired(tuple(models), pipelines, changes.revision)
+
+
+class DesiredState:
+    """Holds the changes, durably: every change is on the disk before anything acts on it."""
+
+    def __init__(self, configured: Desired, folder: Path, on_change: Callable[[], None] = lambda: None) -> None:
+        self._configured = configured
+        self._file = folder / FILE_NAME
+        self._changes = _read(self._file)
+        self.on_change = on_change
+
+    @property
+    def value(self) -> Desired:
+        return apply(self._configured, self._changes)
+
+    def want_model(self, model: str, wanted: bool) -> None:
+        self._write(replace(self._changes, models={**self._changes.models, model: wanted}))
+
+    def want_pipeline(self, pipeline: str, settings: Mapping[str, Any] | None) -> None:
+        self._write(replace(self._changes, pipelines={**self._changes.pipelines, pipeline: settings}))
+
+    def known_pipeline(self, pipeline: str) -> Mapping[str, Any] | None:
+        """Settings of a pipeline that is or once was wanted, so that it can be started by its id alone."""
+        return self._changes.pipelines.get(pipeline) or self._configured.pipelines.get(pipeline)
+
+    def take(self, revision: int, models: tuple[str, ...], pipelines: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Adopt the coordinator's whole document unless it is older than the one adopted last; whether it was news."""
+        if revision <= self._changes.revision:
+            return False
+        self._write(Changes(revision, True, dict.fromkeys(models, True), dict(pipelines)))
+        return True
+
+    def _write(self, changes: Changes) -> None:
+        document = {
+            "revision": changes.revision,
+            "is_whole": changes.is_whole,
+            "models": dict(changes.models),
+            "pipelines": {key: dict(value) if value is not None else None for key, value in changes.pipelines.items()},
+        }
+        write_atomically(self._file, json.dumps(document, indent=1).encode())
+        self._changes = changes
+        self.on_change()
+
+
+def _read(file: Path) -> Changes:
+    try:
+        document = json.loads(file.read_bytes())
+        return Changes(int(document["revision"]), bool(document["is_whole"]), dict(document["models"]), dict(document["pipelines"]))
+    except FileNotFoundError:
+        return Changes()
+    except (ValueError, KeyError, TypeError) as error:
+        aside = file.with_suffix(".damaged")
+        file.replace(aside)
+        logger.error("%s is damaged (%s); it was moved to %s and the configuration alone counts", file, error, aside)  # noqa: TRY400
+        return Changes()

@@ -1,0 +1,42 @@
+"""Defaults, file, environment, in this order; every fault named with its field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import ConfigurationError, load_settings
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "hotspare.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, '[node]\nid = "edge-01"\n[http]\nport = 9000\nhost = "0.0.0.0"\n')
+    monkeypatch.setenv("HOTSPARE__HTTP__PORT", "9001")
+    settings = load_settings(file)
+    assert (settings.node.id, settings.http.host, settings.http.port, settings.mqtt.port) == ("edge-01", "0.0.0.0", 9001, 1883)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[http]\nprot = 1\n", "http.prot"),
+        ('[node]\nid = "Edge 1"\n', "Edge 1"),
+        ("[http]\nport = 70000\n", "http.port"),
+        ("[http\n", "hotspare.toml"),
+        ('[[cameras]]\nid="a"\nsource="x"\nmodel="m"\n[[cameras]]\nid="a"\nsource="x"\nmodel="m"\n', "not all different"),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        load_settings(written(tmp_path, text))
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is not a file"):
+        load_settings(tmp_path / "none.toml")

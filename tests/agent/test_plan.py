@@ -1,0 +1,101 @@
+"""The node's brain on plain values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.plan import Close, Open, Prepare, Start, Step, Stop, plan, wanted_models
+from agent.state import Absent, Actual, Broken, Desired, ModelState, Prepared, Preparing, Refused, Running, Serving
+
+FOLDER = Path("/engines/x")
+READY = Prepared(FOLDER, {})
+BELT = {"model": "eyes", "source": "conveyor:"}
+
+
+def serving(incarnation: int = 1) -> Serving:
+    return Serving(FOLDER, {}, incarnation)
+
+
+def test_models_are_prepared_one_at_a_time_in_order_of_importance() -> None:
+    desired = Desired(("chat", "embed"))
+    assert plan(desired, Actual(), 0.0) == [Prepare("chat")]
+    assert plan(desired, Actual({"chat": Preparing()}), 0.0) == []
+
+
+def test_a_prepared_model_is_opened_once_its_worker_runs() -> None:
+    desired = Desired(("chat",))
+    waiting = Actual({"chat": READY}, worker_of={"chat": "text"})
+    assert plan(desired, waiting, 0.0) == []
+    assert plan(desired, Actual({"chat": READY}, {}, {"text": 1}, {"chat": "text"}), 0.0) == [Open("chat")]
+
+
+def test_a_new_incarnation_of_the_worker_gets_its_models_and_pipelines_again() -> None:
+    desired = Desired((), {"belt": BELT})
+    old = Actual({"eyes": serving(1)}, {"belt": Running(BELT, 1)}, {"vision": 2}, {"eyes": "vision"})
+    assert plan(desired, old, 0.0) == [Open("eyes")], "the camera has to wait for its model"
+    reopened = Actual({"eyes": serving(2)}, {"belt": Running(BELT, 1)}, {"vision": 2}, {"eyes": "vision"})
+    assert plan(desired, reopened, 0.0) == [Start("belt")]
+
+
+def test_a_broken_model_waits_for_its_time_and_does_not_hold_up_the_others() -> None:
+    actual = Actual({"chat": Broken("no space", 1, 50.0)})
+    assert plan(Desired(("chat", "embed")), actual, 49.0) == [Prepare("embed")]
+    assert plan(Desired(("chat",)), actual, 50.0) == [Prepare("chat")]
+
+
+def test_what_is_not_wanted_goes_but_a_build_is_not_interrupted() -> None:
+    actual = Actual({"chat": serving(), "old": Preparing()}, {"belt": Running(BELT, 1)}, {"text": 1, "vision": 1}, {"chat": "text"})
+    assert plan(Desired(), actual, 0.0) == [Stop("belt"), Close("chat")]
+
+
+def test_changed_settings_restart_a_pipeline_and_a_refusal_is_not_repeated_early() -> None:
+    models: dict[str, ModelState] = {"eyes": serving()}
+    changed = {**BELT, "fps": 5}
+    running = Actual(models, {"belt": Running(BELT, 1)}, {"vision": 1}, {"eyes": "vision"})
+    assert plan(Desired((), {"belt": BELT}), running, 0.0) == []
+    assert plan(Desired((), {"belt": changed}), running, 0.0) == [Start("belt")]
+    refused = Actual(models, {"belt": Refused(BELT, "no such camera", 1, 50.0)}, {"vision": 1}, {"eyes": "vision"})
+    assert plan(Desired((), {"belt": BELT}), refused, 49.0) == []
+    assert plan(Desired((), {"belt": changed}), refused, 49.0) == [Start("belt")]
+
+
+NAMES = st.sampled_from(["a", "b", "c"])
+STATES = st.sampled_from([Absent(), Preparing(), READY, serving(1), serving(2), Broken("x", 1, 10.0)])
+
+
+def carry_out(step: Step, actual: Actual, desired: Desired) -> Actual:
+    models, pipelines = dict(actual.models), dict(actual.pipelines)
+    match step:
+        case Prepare(model=model):
+            models[model] = READY
+        case Open(model=model):
+            models[model] = serving(1)
+        case Close(model=model):
+            models.pop(model)
+        case Start(pipeline=pipeline):
+            pipelines[pipeline] = Running(desired.pipelines[pipeline], 1)
+        case Stop(pipeline=pipeline):
+            pipelines.pop(pipeline)
+    worker_of = {**actual.worker_of, **dict.fromkeys(models, "vision")}
+    return Actual(models, pipelines, actual.workers, worker_of)  # type: ignore[arg-type]  # the literal is a worker's name
+
+
+@given(st.lists(NAMES, unique=True), st.dictionaries(NAMES, STATES), st.dictionaries(NAMES, st.just(BELT)))
+def test_any_start_converges_to_what_is_desired(
+    models: list[str], states: dict[str, ModelState], pipelines: dict[str, dict[str, str]]
+) -> None:
+    desired = Desired(tuple(models), pipelines)
+    settled: dict[str, ModelState] = {name: READY if isinstance(state, Preparing) else state for name, state in states.items()}
+    actual = Actual(settled, {}, {"vision": 1}, dict.fromkeys(settled, "vision"))  # type: ignore[arg-type]
+    for _ in range(20):
+        steps = plan(desired, actual, 100.0)
+        if not steps:
+            break
+        for step in steps:
+            actual = carry_out(step, actual, desired)
+    assert set(actual.models) == set(wanted_models(desired))
+    assert all(state == serving(1) for state in actual.models.values())
+    assert set(actual.pipelines) == set(pipelines)
