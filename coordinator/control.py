@@ -12,6 +12,7 @@ import anyio
 import httpx
 from typing_extensions import assert_never
 
+from agent.gateway.probe import Probe, probe_primary
 from agent.link.broker import Broker, LinkLost, PublishRefused, Received, Will
 from agent.link.mqtt import Link
 from agent.protocol import topics
@@ -22,7 +23,6 @@ from agent.protocol.wire import MessageError, decode, encode, wire_now
 from coordinator.config import CoordinatorSettings
 from coordinator.decide import Activate, Hysteresis, Order, Policy, Renew, StandDown, decide
 from coordinator.nginx import Balancer, NginxError
-from coordinator.probe import Probe, probe_primary
 from coordinator.registry import Registry
 from coordinator.roster import Roster
 

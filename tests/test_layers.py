@@ -22,8 +22,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # The command line starts the coordinator, and the demo renders its first nginx file.
     "agent/commands/coordinator.py": ("agent", "coordinator"),
     "agent/demo": ("agent", "coordinator"),
-    # One MQTT edge for both ends: a second client would be the same code again (docs/decisions.md).
-    "coordinator": ("coordinator", "agent.protocol", "agent.link.mqtt", "agent.link.broker"),
+    # One MQTT edge and one probe for both ends: a second would be the same code again (docs/decisions.md).
+    "coordinator": ("coordinator", "agent.protocol", "agent.link.mqtt", "agent.link.broker", "agent.gateway.probe"),
 }
 
 # Heavy or platform-bound modules and their homes.

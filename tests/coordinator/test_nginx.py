@@ -1,0 +1,149 @@
+"""The rendered configuration in a real nginx: a POST fails over, a reload loses nothing, a refused file changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from agent.demo.programs import free_port, nginx_command, program, write_nginx
+from coordinator.config import NginxSettings
+from coordinator.nginx import Backup, Balancer, NginxError, render
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None, reason="nginx is not installed"),
+]
+
+
+class Upstream(ThreadingHTTPServer):
+    """Answers every request with its name, or with `status` and no answer at all."""
+
+    daemon_threads = True
+
+    def __init__(self, name: str, status: int = 200) -> None:
+        upstream, self.name, self.status, self.seen = self, name, status, 0
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                upstream.seen += 1
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                answer = json.dumps({"by": upstream.name, "bytes": len(body)}).encode()
+                self.send_response(upstream.status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None: ...
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+@contextmanager
+def upstream(name: str, status: int = 200) -> Iterator[Upstream]:
+    server = Upstream(name, status)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@asynccontextmanager
+async def balancer(folder: Path, primary_port: int, backups: list[Backup]) -> AsyncIterator[tuple[httpx.AsyncClient, Balancer]]:
+    (folder / "nginx").mkdir()
+    front = free_port()
+    settings = NginxSettings(
+        file=folder / "nginx" / "hotspare.conf",
+        listen=f"127.0.0.1:{front}",
+        reload_command=(*nginx_command(folder / "nginx"), "-s", "reload"),
+        min_interval_s=0,
+    )
+    assert settings.file is not None
+    url = f"http://127.0.0.1:{primary_port}"
+    settings.file.write_text(render(settings, url, backups))
+    command = write_nginx(folder / "nginx", settings.file)
+    async with program(command, folder / "nginx.log", front), httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}") as client:
+        yield client, Balancer(settings, url)
+
+
+async def ask(client: httpx.AsyncClient) -> tuple[int, str]:
+    answer = await client.post("/v1/chat/completions", json={"messages": []})
+    return answer.status_code, answer.json()["by"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_a_post_that_the_primary_answers_with_an_error_goes_to_the_node(tmp_path: Path, status: int) -> None:
+    with upstream("cloud", status) as cloud, upstream("edge") as edge:
+        async with balancer(tmp_path, cloud.port, [Backup("edge-a", "127.0.0.1", edge.port, 1)]) as (client, _):
+            assert await ask(client) == (200, "edge")
+            assert cloud.seen == 1
+
+
+async def test_a_refused_connection_goes_to_the_node_and_a_standby_node_to_the_next(tmp_path: Path) -> None:
+    with upstream("sleeping", 503) as sleeping, upstream("awake") as awake:
+        backups = [Backup("edge-a", "127.0.0.1", sleeping.port, 5), Backup("edge-b", "127.0.0.1", awake.port, 1)]
+        async with balancer(tmp_path, free_port(), backups) as (client, _):
+            assert [await ask(client) for _ in range(4)] == [(200, "awake")] * 4
+            assert sleeping.seen >= 1, "the gate of the standby node was asked and said no"
+
+
+async def test_a_healthy_primary_gets_everything_and_a_client_error_is_its_own(tmp_path: Path) -> None:
+    with upstream("cloud") as cloud, upstream("edge") as edge:
+        async with balancer(tmp_path, cloud.port, [Backup("edge-a", "127.0.0.1", edge.port, 1)]) as (client, _):
+            assert await ask(client) == (200, "cloud")
+            cloud.status = 400
+            assert await ask(client) == (400, "cloud")
+            assert edge.seen == 0
+
+
+async def test_reloads_under_load_lose_no_request(tmp_path: Path) -> None:
+    with upstream("cloud") as cloud, upstream("edge") as edge:
+        backup = Backup("edge-a", "127.0.0.1", edge.port, 1)
+        async with balancer(tmp_path, cloud.port, [backup]) as (client, nginx):
+            answers: list[tuple[int, str]] = []
+            async with anyio.create_task_group() as tasks:
+
+                async def load() -> None:
+                    answers.extend([await ask(client) for _ in range(60)])
+
+                tasks.start_soon(load)
+                tasks.start_soon(load)
+                for weight in range(2, 6):
+                    assert await nginx.apply([Backup("edge-a", "127.0.0.1", edge.port, weight)])
+                assert not await nginx.apply([Backup("edge-a", "127.0.0.1", edge.port, 5)]), "unchanged: no reload"
+            assert answers == [(200, "cloud")] * 120
+
+
+async def test_a_file_that_nginx_refuses_is_not_put_in_place(tmp_path: Path) -> None:
+    with upstream("cloud") as cloud:
+        async with balancer(tmp_path, cloud.port, []) as (client, nginx):
+            with pytest.raises(NginxError, match="emerg"):
+                await nginx.apply([Backup("edge-a", "no such host", 80, 1)])
+            assert await ask(client) == (200, "cloud")
+            assert "no such host" not in (tmp_path / "nginx" / "hotspare.conf").read_text()
+
+
+async def test_an_https_primary_is_bridged_with_its_certificate_checked() -> None:
+    text = render(NginxSettings(), "https://api.deepseek.com", [Backup("edge-a", "2001:db8::1", 8080, 2)])
+    assert "server 127.0.0.1:8089 max_fails" in text
+    assert "proxy_pass https://api.deepseek.com;" in text
+    assert "proxy_ssl_verify on;" in text
+    assert "server [2001:db8::1]:8080 backup weight=2" in text
