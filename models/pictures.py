@@ -160,13 +160,14 @@ def draw_detections(picture: Picture, detections: Iterable[Boxed]) -> Picture:
     """A copy with a box and `label score` for each detection; lines and letters grow with the picture."""
     drawn: Picture = np.array(picture)
     unit = max(1.0, min(picture.shape[:2]) / 360)
-    for found in sorted(detections, key=lambda each: each.score):
-        colour = colour_of(found.label)
+    ranked = sorted(detections, key=lambda each: each.score)
+    for found in ranked:
         corner, opposite = (round(found.x0), round(found.y0)), (round(found.x1), round(found.y1))
         # The dark line underneath keeps the box visible on a ground of its own colour.
         cv2.rectangle(drawn, corner, opposite, INK, round(2 * unit) + 2, cv2.LINE_AA)
-        cv2.rectangle(drawn, corner, opposite, colour, round(2 * unit), cv2.LINE_AA)
-        _caption(drawn, f"{found.label} {found.score:.0%}", corner[0], corner[1], unit, colour)
+        cv2.rectangle(drawn, corner, opposite, colour_of(found.label), round(2 * unit), cv2.LINE_AA)
+    for found in ranked:
+        _caption(drawn, f"{found.label} {found.score:.0%}", round(found.x0), round(found.y0), unit, colour_of(found.label))
     return drawn
 
 
@@ -184,7 +185,7 @@ def draw_line(
 
 
 def _caption(picture: Picture, text: str, x: int, bottom: int, unit: float, colour: Tuple[int, int, int]) -> None:
-    scale, pad = 0.45 * unit, round(3 * unit)
+    scale, pad = 0.4 * unit, round(2 * unit)
     (width, height), below = cv2.getTextSize(text, FONT, scale, max(1, round(unit)))
     tall = height + below + 2 * pad
     x = max(0, min(x - round(unit), picture.shape[1] - width - 2 * pad))

@@ -1,0 +1,207 @@
+"""A camera: a thread that captures, a slot that holds the newest frame, a state that says how it is."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Callable, Deque, Iterator, Optional, Sequence
+
+from agent.worker.sources import OPEN_TIMEOUT_S, Grab, Source, SourceError, open_source
+from models.pictures import Picture
+
+LOG = logging.getLogger(__name__)
+
+JOIN_S = 3.0
+RATE_WINDOW_S = 5.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """`captured_s` is monotonic; `at_s` is the time to reckon with: the source's own, or the same."""
+
+    load: Callable[[], Picture]
+    sequence: int
+    captured_s: float
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait after the n-th failure in a row: full jitter below a limit that doubles.
+
+    M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. `reset_s` of frames end the row.
+    """
+
+    first_s: float = 1.0
+    limit_s: float = 60.0
+    reset_s: float = 30.0
+
+    def delay_s(self, failures: int, share: float) -> float:
+        """`share` is a random number from 0 to 1."""
+        return share * min(self.limit_s, self.first_s * 2.0 ** min(failures - 1, 30))
+
+
+@dataclass(frozen=True)
+class CameraState:
+    """name: connecting, streaming, stalled, backing_off, ended. `failures` in a row; `connections` that gave a frame, in all."""
+
+    name: str
+    message: str = ""
+    failures: int = 0
+    connections: int = 0
+
+
+class Slot:
+    """Room for one frame between the camera's thread and the loop. The newest wins, and what it replaces is counted by cause:
+    `busy` if the loop should have taken it (it was due), `not_due` if nobody wanted it. A patient slot blocks `put` instead."""
+
+    def __init__(self, is_patient: bool = False) -> None:
+        self.is_patient = is_patient
+        self.due_s = 0.0
+        self.not_due = 0
+        self.busy = 0
+        self._frame: Optional[Frame] = None
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._stamps: Deque[float] = deque(maxlen=600)
+
+    @property
+    def has_frame(self) -> bool:
+        return self._frame is not None
+
+    def put(self, frame: Frame) -> None:
+        with self._changed:
+            if self.is_patient:
+                self._changed.wait_for(lambda: self._frame is None or self._is_closed)
+            elif self._frame is not None:
+                if self._frame.captured_s >= self.due_s:
+                    self.busy += 1
+                else:
+                    self.not_due += 1
+            self._frame = frame
+            self._stamps.append(frame.captured_s)
+
+    def take(self) -> Optional[Frame]:
+        with self._changed:
+            frame, self._frame = self._frame, None
+            self._changed.notify_all()
+            return frame
+
+    def close(self) -> None:
+        """No `put` blocks any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def rate(self, now_s: float) -> float:
+        """Frames per second that came in lately."""
+        with self._changed:
+            return rate(tuple(self._stamps), now_s)
+
+
+class Camera:
+    """Captures from `start` to `stop`; a source that fails is tried again for ever, with back-off."""
+
+    def __init__(
+        self,
+        source: Source,
+        wake: Callable[[], None],
+        stall_s: float = 3.0,
+        backoff: Optional[Backoff] = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.source = source
+        self.slot = Slot(is_patient=not source.is_paced)
+        self._wake = wake
+        self._stall_s = stall_s
+        self._backoff = backoff or Backoff()
+        self._jitter = jitter
+        self._stop = threading.Event()
+        self._state = CameraState("connecting")
+        self._sequence = 0
+        self._last_s = 0.0
+        self._streaming_since_s = 0.0
+        # Not a daemon thread: one that the interpreter kills within FFmpeg takes the process down with an abort.
+        self._thread = threading.Thread(target=self._run, name="camera")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def state(self, now_s: float) -> CameraState:
+        """How the camera is now. A driver that hangs in a read shows as stalled too."""
+        state = self._state
+        if state.name == "streaming" and not self.slot.is_patient and now_s - self._last_s > self._stall_s:
+            silent_s = now_s - self._last_s
+            return CameraState("stalled", f"no frame for {silent_s:.0f} s", state.failures, state.connections)
+        return state
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Ask the thread to end, without waiting."""
+        self._stop.set()
+        self.slot.close()
+
+    def join(self) -> None:
+        """Wait for the thread after `stop`; a read that hangs is waited for no longer than its own deadline."""
+        if self._thread.is_alive():
+            self._thread.join(max(OPEN_TIMEOUT_S, self._stall_s) + JOIN_S)
+            if self._thread.is_alive():
+                LOG.error("camera %s hangs in its driver and could not be stopped", self.source.label)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._enter("connecting", self._state.message, self._state.failures)
+            try:
+                self._capture(open_source(self.source, self._stop, self._stall_s))
+                if not self._stop.is_set():
+                    self._enter("ended", "the source has come to its end", 0)
+                return
+            except SourceError as error:
+                message = str(error)
+            except Exception as error:  # a driver's surprise must not end the camera silently
+                LOG.exception("camera %s failed in an unforeseen way", self.source.label)
+                message = f"{type(error).__name__} in the driver"
+            self._back_off(message)
+
+    def _capture(self, grabs: Iterator[Grab]) -> None:
+        for grab in grabs:
+            now_s = time.monotonic()
+            self._last_s = now_s
+            if self._state.name != "streaming":
+                self._streaming_since_s = now_s
+                self._enter("streaming", "", self._state.failures)
+            self._sequence += 1
+            self.slot.put(Frame(grab.load, self._sequence, now_s, now_s if grab.at_s is None else grab.at_s))
+            if self.slot.is_patient or now_s >= self.slot.due_s - 0.5 / self.source.fps:
+                self._wake()
+
+    def _back_off(self, message: str) -> None:
+        lasted = self._state.name == "streaming" and self._last_s - self._streaming_since_s >= self._backoff.reset_s
+        failures = 1 if lasted else self._state.failures + 1
+        self._enter("backing_off", message, failures)
+        self._stop.wait(self._backoff.delay_s(failures, self._jitter()))
+
+    def _enter(self, name: str, message: str, failures: int) -> None:
+        before = self._state
+        connections = before.connections + (name == "streaming")
+        self._state = CameraState(name, message, failures, connections)
+        if name == "backing_off":
+            if before.failures == 0 or before.name == "streaming":
+                LOG.warning("camera %s is lost: %s", self.source.label, message)
+        elif name in ("streaming", "ended"):
+            LOG.info("camera %s is %s", self.source.label, name)
+
+
+def rate(stamps: Sequence[float], now_s: float) -> float:
+    """Per second, over the last five; 0 where there were none."""
+    recent = [stamp for stamp in stamps if now_s - stamp <= RATE_WINDOW_S]
+    if len(recent) < 2 or recent[-1] <= recent[0]:
+        return 0.0
+    return (len(recent) - 1) / (recent[-1] - recent[0])

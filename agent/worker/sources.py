@@ -1,0 +1,245 @@
+"""Where pictures come from: a rendered belt, a file, a network camera, a device. Each is opened into an iterator of grabs.
+
+conveyor:?seed=7&fps=15      rendered; `fps`, `seed`, `seconds` (0: endless), `pace=none`
+file:/video.mp4?loop=no      `loop=yes|no`, `pace=none`: every frame, as fast as it is taken, then the end
+rtsp://user:password@host/…  also rtsps, http, https
+v4l2:/dev/video0
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, Literal, Optional
+from urllib.parse import parse_qsl
+
+from models.conveyor import Conveyor
+from models.pictures import Picture
+
+OPEN_TIMEOUT_S = 5.0
+DRAIN_S = 2.0
+BAD_PACKETS = 100
+STREAMS = ("rtsp", "rtsps", "http", "https")
+OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pace")}
+CREDENTIALS = re.compile(r"://[^\s]*@")
+QUERY = re.compile(r"([?&;][^=&?;\s]+=)[^&?;\s]+")
+
+Kind = Literal["conveyor", "file", "stream", "device"]
+
+
+class SourceError(RuntimeError):
+    """A source could not be opened, or gave up. The message holds no credentials."""
+
+
+@dataclass(frozen=True)
+class Grab:
+    """A frame that is not decoded to BGR yet: `load` does that, on the thread that wants it.
+
+    at_s  the source's own time of a file or a rendered belt; None: now, the source is live
+    """
+
+    load: Callable[[], Picture]
+    at_s: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """`address` may hold a password; `label` is what may be shown. `seconds` 0: no end."""
+
+    kind: Kind
+    address: str
+    label: str
+    fps: float = 10.0
+    is_paced: bool = True
+    is_looped: bool = True
+    seconds: float = 0.0
+    belt: Belt = field(default_factory=lambda: Belt(0, 640, 360), compare=False)
+
+    def truth(self, at_s: float) -> Optional[Dict[str, int]]:
+        """Objects that crossed the middle of a rendered picture until `at_s`; None: nobody knows."""
+        return self.belt.crossed(at_s) if self.kind == "conveyor" else None
+
+
+class Belt:
+    """A conveyor that is built when its first picture is wanted. For one thread."""
+
+    def __init__(self, seed: int, width: int, height: int) -> None:
+        self._arguments = (seed, width, height)
+        self._conveyor: Optional[Conveyor] = None
+
+    def frame(self, at_s: float) -> Picture:
+        return self._built().frame(at_s)
+
+    def crossed(self, at_s: float) -> Dict[str, int]:
+        return self._built().crossed(at_s)
+
+    def _built(self) -> Conveyor:
+        if self._conveyor is None:
+            self._conveyor = Conveyor(*self._arguments)
+        return self._conveyor
+
+
+def parse_source(text: str, width: int, height: int, fps: float) -> Source:
+    """Read a source; `width`, `height` and `fps` are for a rendered one. Raises ValueError, without credentials in it."""
+    scheme, _, rest = text.partition(":")
+    if scheme in STREAMS and rest.startswith("//"):
+        return Source("stream", text, redacted(text), fps)
+    if scheme == "v4l2" and re.match(r"^/dev/video\d{1,3}$", rest):
+        return Source("device", rest, text, fps)
+    if scheme not in OPTIONS:
+        raise ValueError(f"source {redacted(text)!r} is none of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN")
+    address, options = _options(scheme, rest)
+    is_paced = _one_of(options, "pace", {"none": False, "real": True}, True)
+    if scheme == "file":
+        if not address.startswith("/"):
+            raise ValueError(f"source {text!r}: give the absolute path of a file, as in file:/srv/belt.mp4")
+        return Source("file", address, text, fps, is_paced, _one_of(options, "loop", {"yes": True, "no": False}, is_paced))
+    try:
+        seed, fps, seconds = int(options.get("seed", "0")), float(options.get("fps", fps)), float(options.get("seconds", "0"))
+    except ValueError as error:
+        raise ValueError(f"source {text!r}: seed, fps and seconds are numbers: {error}") from error
+    if not (0 < fps <= 120 and 0 <= seconds < 1e9) or not (160 <= width <= 3840 and 90 <= height <= 2160):
+        raise ValueError(f"source {text!r}: fps must be in 0..120, seconds in 0..1e9, and {width}x{height} in 160x90..3840x2160")
+    return Source("conveyor", address, text, fps, is_paced, False, seconds, Belt(seed, width, height))
+
+
+def _options(scheme: str, rest: str) -> Any:
+    address, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(options) - set(OPTIONS[scheme]))
+    if unknown:
+        raise ValueError(f"source {scheme}: has no option {unknown[0]!r}; it has {', '.join(OPTIONS[scheme])}")
+    return address, options
+
+
+def _one_of(options: Dict[str, str], name: str, values: Dict[str, bool], otherwise: bool) -> bool:
+    if name not in options:
+        return otherwise
+    if options[name] not in values:
+        raise ValueError(f"source option {name}={options[name]!r} is not one of {', '.join(values)}")
+    return values[options[name]]
+
+
+def redacted(text: str) -> str:
+    """The text without user names, passwords and values of query fields in URLs."""
+    return QUERY.sub(r"\1…", CREDENTIALS.sub("://…@", text))
+
+
+def open_source(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+    """Open and yield grabs in real time. Ends when the source has an end or `stop` is set; raises SourceError for all other ends."""
+    return OPENERS[source.kind](source, stop, stall_s)
+
+
+def _conveyor(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+    began_s, number = time.monotonic(), 0
+    while not stop.is_set():
+        at_s = number / source.fps
+        if source.seconds and at_s > source.seconds:
+            return
+        if source.is_paced and stop.wait(max(0.0, began_s + at_s - time.monotonic())):
+            return
+        yield Grab(lambda at_s=at_s: source.belt.frame(at_s), at_s)  # type: ignore[misc]  # mypy has no type for a default in a lambda
+        number += 1
+
+
+def _file(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+    began_s, offset_s = time.monotonic(), 0.0
+    while True:
+        last_s = 0.0
+        for frame in _decoded(source, stop, {"protocol_whitelist": "file"}, stall_s):
+            last_s = frame.time if frame.time is not None else last_s + 1 / source.fps
+            at_s = offset_s + last_s
+            if source.is_paced and stop.wait(max(0.0, began_s + at_s - time.monotonic())):
+                return
+            yield Grab(frame.load, at_s)
+        if not source.is_looped or stop.is_set():
+            return
+        if last_s <= 0:
+            raise SourceError(f"{source.label} holds no more than one frame; nothing to repeat")
+        offset_s += last_s + 1 / source.fps
+
+
+def _stream(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+    options = {
+        "rtsp_transport": "tcp",
+        "fflags": "nobuffer",
+        "flags": "low_delay",
+        # A playlist from the network may not name files of this machine.
+        "protocol_whitelist": "rtsp,rtsps,rtp,udp,tcp,tls,http,https,httpproxy,crypto",
+    }
+    opened_s, asked_s, is_drained = time.monotonic(), math.inf, False
+    for frame in _decoded(source, stop, options, stall_s):
+        now_s = time.monotonic()
+        # What waited in buffers while the stream was probed comes at once; the first frame that lets us wait is the present.
+        is_drained = is_drained or now_s - asked_s > 0.5 / (frame.rate or 30.0) or now_s - opened_s > OPEN_TIMEOUT_S + DRAIN_S
+        if is_drained:
+            yield Grab(frame.load)
+        asked_s = time.monotonic()
+    if not stop.is_set():
+        raise SourceError(f"{source.label} ended the stream")
+
+
+def _device(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+    import cv2  # only where a device is used: a build without V4L2 need not fail elsewhere
+
+    capture = cv2.VideoCapture(source.address, cv2.CAP_V4L2)
+    try:
+        if not capture.isOpened():
+            raise SourceError(f"{source.address} cannot be opened; is it there, free, and readable for this user (group video)?")
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        while not stop.is_set():
+            done, picture = capture.read()
+            if not done:
+                raise SourceError(f"{source.address} gives no pictures any more")
+            yield Grab(lambda picture=picture: picture)  # type: ignore[misc]  # as above
+    finally:
+        capture.release()
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    load: Callable[[], Picture]
+    time: Optional[float]
+    rate: Optional[float]
+
+
+def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], stall_s: float) -> Iterator[_Decoded]:
+    """Frames of the first video stream, with the deadlines of FFmpeg's interrupt callback around every read."""
+    import av  # only where it is used: a worker with rendered or device cameras alone does without
+
+    try:
+        with av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, stall_s)) as container:
+            if not container.streams.video:
+                raise SourceError(f"{source.label} has no video stream")
+            stream = container.streams.video[0]
+            stream.thread_type = "SLICE"
+            rate = float(stream.average_rate) if stream.average_rate else None
+            bad = 0
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                    bad = 0
+                except av.error.InvalidDataError as error:  # one damaged packet is weather, many are a broken camera
+                    bad += 1
+                    if bad >= BAD_PACKETS:
+                        raise SourceError(f"{source.label} sent {bad} damaged packets in a row") from error
+                    continue
+                for frame in frames:
+                    if stop.is_set():
+                        return
+                    yield _Decoded(lambda frame=frame: frame.to_ndarray(format="bgr24"), frame.time, rate)  # type: ignore[misc]  # as above
+    except av.error.ExitError as error:
+        raise SourceError(f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame") from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
+
+
+OPENERS: Dict[str, Callable[[Source, threading.Event, float], Iterator[Grab]]] = {
+    "conveyor": _conveyor,
+    "file": _file,
+    "stream": _stream,
+    "device": _device,
+}

@@ -1,0 +1,199 @@
+"""The vision service of a worker: detectors, pictures that are asked about, and cameras that run by themselves."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+from agent.worker.camera import Camera
+from agent.worker.loop import Emit, Refusal
+from agent.worker.pipeline import Pipeline, PipelineSettings
+from agent.worker.sources import parse_source
+from agent.worker_protocol import (
+    CameraEvent,
+    CameraFrame,
+    CloseModel,
+    Detect,
+    Done,
+    OpenModel,
+    StartPipeline,
+    StopPipeline,
+    Watch,
+)
+from models.engines import Engine, EngineOptions, open_engine
+from models.manifest import DetectionManifest, ManifestError, manifest_from_mapping
+from models.pictures import PictureError, decode_picture, draw_detections, encode_jpeg
+from models.record import RecordError, from_mapping
+from models.tasks.detection import Detector
+
+WATCH_LIMIT_S = 60.0
+
+
+@dataclass
+class _Opened:
+    engine: Engine
+    detector: Detector
+    detected: int = 0
+    latency_ms: float = 0.0
+
+
+class VisionService:
+    """One detector per model, shared by all pipelines that name it. Frames are served longest overdue first, one in each step."""
+
+    handles = (OpenModel, CloseModel, Detect, StartPipeline, StopPipeline, Watch)
+
+    def __init__(self, emit: Emit, wake: Callable[[], None]) -> None:
+        self._emit = emit
+        self._wake = wake
+        self._models: Dict[str, _Opened] = {}
+        self._pipelines: Dict[str, Pipeline] = {}
+        self._leaving: List[Camera] = []
+
+    def handle(self, message: Any, payload: bytes) -> None:
+        if isinstance(message, OpenModel):
+            self._open(message)
+        elif isinstance(message, CloseModel):
+            self._close_model(message)
+        elif isinstance(message, Detect):
+            self._detect(message, payload)
+        elif isinstance(message, StartPipeline):
+            self._start(message)
+        elif isinstance(message, StopPipeline):
+            self._pipeline(message.pipeline)
+            self._end(message.pipeline)
+            self._emit(Done(message.request))
+        else:
+            self._watch(message)
+
+    def step(self) -> bool:
+        """Look at one frame, the one that has waited longest since its pipeline was due."""
+        now_s = time.monotonic()
+        due: List[Tuple[float, str]] = []
+        for name, pipeline in self._pipelines.items():
+            for event in pipeline.camera_events():
+                self._emit(CameraEvent(name, event.kind, dict(event.data)))
+            due_s = pipeline.due_s(now_s)
+            if due_s is not None:
+                due.append((due_s, name))
+        if not due:
+            return False
+        name = min(due)[1]
+        look = self._pipelines[name].look()
+        if look is not None:
+            for event in look.events:
+                self._emit(CameraEvent(name, event.kind, dict(event.data)))
+            if look.jpeg is not None:
+                found = tuple(mapping_of(track, track.track) for track in look.tracks)
+                self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found), look.jpeg)
+        return True
+
+    def status(self) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, Dict[str, Any]]]:
+        models = {
+            name: {
+                "task": "detection",
+                "provider": opened.engine.provider,
+                "pipelines": sorted(key for key, each in self._pipelines.items() if each.settings.model == name),
+                "detected": opened.detected,
+                "latency_ms": round(opened.latency_ms, 2),
+            }
+            for name, opened in self._models.items()
+        }
+        return models, {name: pipeline.status() for name, pipeline in self._pipelines.items()}
+
+    def close(self) -> None:
+        for name in list(self._pipelines):
+            self._end(name)
+        for camera in self._leaving:
+            camera.join()
+        for opened in self._models.values():
+            opened.engine.close()
+        self._models.clear()
+
+    def _open(self, message: OpenModel) -> None:
+        manifest = manifest_from_mapping(message.manifest)
+        if not isinstance(manifest, DetectionManifest):
+            raise ManifestError(f"{manifest.name} is a model for {manifest.task}, not for detection")
+        options = from_mapping(EngineOptions, message.options)
+        if message.model in self._models:
+            self._refuse_if_used(message.model, "opened again")
+            self._models.pop(message.model).engine.close()
+        engine = open_engine(Path(message.folder), options)
+        self._models[message.model] = _Opened(engine, Detector(engine, manifest))
+        self._emit(Done(message.request, {"provider": engine.provider}))
+
+    def _close_model(self, message: CloseModel) -> None:
+        opened = self._model(message.model)
+        self._refuse_if_used(message.model, "closed")
+        del self._models[message.model]
+        opened.engine.close()
+        self._emit(Done(message.request))
+
+    def _detect(self, message: Detect, payload: bytes) -> None:
+        opened = self._model(message.model)
+        if message.threshold is not None and not 0 <= message.threshold <= 1:
+            raise RecordError(f"threshold {message.threshold} is not in 0..1")
+        began_s = time.monotonic()
+        try:
+            picture = decode_picture(payload)
+        except PictureError as error:
+            raise RecordError(str(error)) from error
+        found = opened.detector.detect(picture, message.threshold)
+        jpeg = encode_jpeg(draw_detections(picture, found), 88) if message.annotate else b""
+        opened.latency_ms, opened.detected = (time.monotonic() - began_s) * 1000, opened.detected + 1
+        result = {
+            "detections": [mapping_of(each) for each in found],
+            "width": picture.shape[1],
+            "height": picture.shape[0],
+            "latency_ms": round(opened.latency_ms, 2),
+        }
+        self._emit(Done(message.request, result), jpeg)
+
+    def _start(self, message: StartPipeline) -> None:
+        settings = from_mapping(PipelineSettings, dict(message.settings, id=message.pipeline))
+        settings.check()
+        opened = self._model(settings.model)
+        source = parse_source(settings.source, settings.width, settings.height, settings.fps)
+        if message.pipeline in self._pipelines:
+            self._end(message.pipeline)
+        camera = Camera(source, self._wake, stall_s=max(3.0, 5 / settings.fps))
+        pipeline = self._pipelines[message.pipeline] = Pipeline(settings, opened.detector, camera)
+        pipeline.camera.start()
+        self._emit(Done(message.request, {"source": source.label}))
+
+    def _watch(self, message: Watch) -> None:
+        watchers = self._pipeline(message.pipeline).watchers
+        if not 0 < message.fps <= 60:
+            raise RecordError(f"fps {message.fps} is not in 0..60")
+        watchers.until_s = time.monotonic() + min(message.seconds, WATCH_LIMIT_S)
+        watchers.period_s, watchers.annotated = 1 / message.fps, message.annotated
+        self._emit(Done(message.request))
+
+    def _end(self, name: str) -> None:
+        camera = self._pipelines.pop(name).camera
+        camera.stop()
+        # Its thread may be in a read with seconds to go, which the other cameras should not have to wait for.
+        self._leaving = [each for each in self._leaving + [camera] if each.is_alive]
+
+    def _refuse_if_used(self, model: str, what: str) -> None:
+        users = sorted(name for name, pipeline in self._pipelines.items() if pipeline.settings.model == model)
+        if users:
+            raise Refusal("busy", f"model {model} cannot be {what} while pipelines use it: {', '.join(users)}; stop them first")
+
+    def _model(self, name: str) -> _Opened:
+        if name not in self._models:
+            raise Refusal("unknown_model", f"model {name} is not open in this worker; open are {', '.join(self._models) or 'none'}")
+        return self._models[name]
+
+    def _pipeline(self, name: str) -> Pipeline:
+        if name not in self._pipelines:
+            raise Refusal("invalid", f"there is no pipeline {name}; running are {', '.join(self._pipelines) or 'none'}")
+        return self._pipelines[name]
+
+
+def mapping_of(found: Any, track: Optional[int] = None) -> Dict[str, Any]:
+    """A detection as plain JSON: label, score, box as [x0, y0, x1, y1] in pixels, and the number of its track if it has one."""
+    box: Sequence[float] = (found.x0, found.y0, found.x1, found.y1)
+    values = {"label": found.label, "score": round(found.score, 4), "box": [round(value, 1) for value in box]}
+    return values if track is None else dict(values, track=track)
