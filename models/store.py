@@ -129,8 +129,8 @@ class Store:
         text = json.dumps({source: to_mapping(entry) for source, entry in sorted(entries.items())}, indent=1)
         write_atomically(self.root / "sources.json", text.encode())
 
-    def partial_path(self, source: str) -> Path:
-        """Where the unfinished download of a source lies."""
+    def partial_folder(self, source: str) -> Path:
+        """Where the unfinished download of a source lies, with its state."""
         return self.root / "partial" / hashlib.sha256(source.encode()).hexdigest()
 
     # engines

@@ -105,7 +105,7 @@ def remove(store: Store, manifest: Manifest, others: Iterable[Manifest] = (), fo
     kept = {store.expected_sha256(file) for other in others if other.name != manifest.name for file in other.files.values()}
     paths = [store.root / "engines" / manifest.name]
     for file in manifest.files.values():
-        paths.append(store.partial_path(file.source))
+        paths.append(store.partial_folder(file.source))
         blob = store.find(file)
         if blob is not None and blob.name not in kept:
             paths.append(blob)
