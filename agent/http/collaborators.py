@@ -110,13 +110,16 @@ class ModelView:
 
 @dataclass(frozen=True)
 class PipelineView:
+    """A camera pipeline. `objects`: in the picture now; `counts`: crossings since the start; `truth`: the same where the source knows."""
+
     id: str
     model: str
     status: str
     fps: float = 0.0
     latency_ms: float = 0.0
+    objects: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
-    totals: Mapping[str, int] = field(default_factory=dict)
+    truth: Mapping[str, int] | None = None
     message: str = ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
 from agent.http.collaborators import NodeSnapshot
@@ -66,6 +66,11 @@ class NodeCollector:
                         [((pipeline.id,), pipeline.fps) for pipeline in now.pipelines])  # fmt: skip
         yield _labelled("hotspare_pipeline_latency_ms", "Milliseconds from capture to result.", ["pipeline"],
                         [((pipeline.id,), pipeline.latency_ms) for pipeline in now.pipelines])  # fmt: skip
+        crossings = CounterMetricFamily("hotspare_pipeline_crossings", "Objects that crossed the line.", labels=["pipeline", "label"])
+        for pipeline in now.pipelines:
+            for label, count in pipeline.counts.items():
+                crossings.add_metric((pipeline.id, label), count)
+        yield crossings
 
 
 def _labelled(name: str, words: str, labels: list[str], rows: list[tuple[tuple[str, ...], float]]) -> Metric:

@@ -5,7 +5,7 @@ import { byId, changed, duration, make, onKeyWanted, postJson, request } from ".
 
 const PERIOD_MS = 1000;
 const TONES = {
-  serving: "good", ready: "good", running: "good", starting: "warn", preparing: "warn", building: "warn", paused: "warn",
+  serving: "good", ready: "good", running: "good", streaming: "good", starting: "warn", preparing: "warn", building: "warn", paused: "warn",
   failed: "bad", lost: "bad", quarantined: "bad", stopped: "bad", warning: "warn", error: "bad",
 };
 let timer = null;

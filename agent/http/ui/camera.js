@@ -1,6 +1,7 @@
 // The live picture: one Motion JPEG stream at a time, none while nobody looks.
 import { apiKey, byId, changed, make, request } from "./dom.js";
 
+const RUNS = ["running", "streaming"];
 const picture = byId("picture");
 const words = byId("camera-words");
 let chosen = null;
@@ -14,7 +15,7 @@ export function showCameras(pipelines) {
   const now = pipelines.find((pipeline) => pipeline.id === chosen);
   drawTabs(pipelines);
   drawFigures(now);
-  const runs = now && now.status === "running";
+  const runs = now && RUNS.includes(now.status);
   if (runs && !isOpen && !timer && !document.hidden) open();
   if (!runs) close(now ? `Camera ${now.id} is ${now.status}. ${now.message}` : "No camera pipeline runs on this node.");
 }
@@ -79,6 +80,11 @@ picture.addEventListener("load", () => {
   retryMs = 1000;
 });
 
+function counted(count, truth) {
+  if (count === undefined && truth === undefined) return "in view";
+  return `in view · ${count ?? 0} counted${truth === undefined ? "" : ` of ${truth}`}`;
+}
+
 function drawTabs(pipelines) {
   if (!changed("tabs", [chosen, pipelines.map((pipeline) => pipeline.id)])) return;
   const tabs = pipelines.length < 2 ? [] : pipelines.map((pipeline) =>
@@ -88,13 +94,12 @@ function drawTabs(pipelines) {
 }
 
 function drawFigures(now) {
-  const figures = now && now.status === "running" ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
+  const figures = now && RUNS.includes(now.status) ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
   if (changed("camera-figures", figures)) byId("camera-figures").textContent = figures;
-  const counts = now ? now.counts : {};
-  const totals = now ? now.totals : {};
-  if (!changed("counts", [counts, totals])) return;
-  const names = [...new Set([...Object.keys(counts), ...Object.keys(totals)])].sort();
+  const { objects, counts, truth } = now || { objects: {}, counts: {}, truth: null };
+  if (!changed("counts", [objects, counts, truth])) return;
+  const names = [...new Set([...Object.keys(objects), ...Object.keys(counts), ...Object.keys(truth || {})])].sort();
   byId("counts").replaceChildren(...names.map((name) =>
-    make("li", {}, make("span", { textContent: name }), make("b", { textContent: counts[name] ?? 0 }),
-      name in totals ? make("span", { className: "quiet", textContent: `${totals[name]} in all` }) : null)));
+    make("li", {}, make("span", { textContent: name }), make("b", { textContent: objects[name] ?? 0 }),
+      make("span", { className: "quiet", textContent: counted(counts[name], truth?.[name]) }))));
 }

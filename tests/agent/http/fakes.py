@@ -158,7 +158,18 @@ class Node:
             lease_left_s=73.0,
             uplink="connected",
             models=MODELS,
-            pipelines=(PipelineView("belt", "boxes", "running", 12.1, 31.5, {"parcel": 3, "ball": 1}, {"parcel": 120, "ball": 48}),),
+            pipelines=(
+                PipelineView(
+                    "belt",
+                    "boxes",
+                    "running",
+                    12.1,
+                    31.5,
+                    {"parcel": 3, "ball": 1},
+                    {"parcel": 120, "ball": 48},
+                    {"parcel": 121, "ball": 48},
+                ),
+            ),
             workers=(WorkerView("text", "ready", 4711, 1, 315 << 20), WorkerView("vision", "ready", 4712, 0, 190 << 20)),
             events=(
                 EventView(2, "2026-11-23T20:55:07Z", "lease", "info", "activated with epoch 7 for 90 s"),

@@ -50,7 +50,7 @@ def test_the_page_shows_the_node(page: Browser) -> None:
 def test_the_camera_is_live_and_counts(page: Browser, house: House) -> None:
     page.until(lambda: page.run("return document.querySelector('#picture').naturalWidth") == 64, "the camera's picture does not load")
     assert house.vision.watching == 1
-    assert "parcel3120 in all" in page.text("#counts")
+    assert "parcel3in view · 120 counted of 121" in page.text("#counts")
     assert "12.1 frames/s" in page.text("#camera-figures")
     assert page.errors() == []
 

@@ -110,6 +110,7 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
     assert sample(url, "hotspare_lease_left_seconds") == 73
     assert sample(url, "hotspare_worker_restarts", worker="text") == 1
     assert sample(url, "hotspare_pipeline_fps", pipeline="belt") == 12.1
+    assert sample(url, "hotspare_pipeline_crossings_total", pipeline="belt", label="parcel") == 120
     assert sample(url, "hotspare_inference_in_flight") == 0
 
 
