@@ -25,7 +25,7 @@ from agent.protocol.lease import Accept, LeaseOrder, LeaseState, Reject, order_o
 from agent.protocol.messages import Command, Failure, Result
 from agent.protocol.operations import OPS, CancelArgs, Operation, arguments
 from agent.protocol.ulid import is_ulid
-from agent.protocol.wire import FINAL_STATUSES, ErrorCode, MessageError, Status, Wire, decode, wire_now
+from agent.protocol.wire import FINAL_STATUSES, ErrorCode, MessageError, Status, Wire, decode, encode, wire_now
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +112,14 @@ class Commands:
             self._send(replayed(known))
             return
         first, job, lease = self._judge(command, message.expiry_left_s)
-        try:
-            await to_thread.run_sync(self._journal.receive, command, first, self._clock(), self._age_s(command, message), lease)
-        except StoreError as error:
-            logger.error("command %s (%s) could not be journaled: %s", command.id, op, error)  # noqa: TRY400 - the trace adds nothing
-            acknowledge()
-            self._send(self._first(command.id, op, "rejected", "no_space", f"the journal does not take it: {error}"))
-            return
+        age_s = age_of(command, message.expiry_left_s, None)
+        with anyio.CancelScope(shield=True):  # what is in the journal is also done
+            try:
+                await to_thread.run_sync(self._journal.receive, command, first, self._clock(), age_s, lease)
+            except StoreError as error:
+                logger.error("command %s (%s) could not be journaled: %s", command.id, op, error)  # noqa: TRY400 - the trace adds nothing
+                first = self._first(command.id, op, "rejected", "no_space", f"the journal does not take it: {error}")
+                lease = job = None
         acknowledge()
         self._send(first)
         if lease is not None:
@@ -193,38 +194,30 @@ class Commands:
 
     async def _execute(self, job: _Job) -> None:
         command = job.command
-        output: Output | None = None
-        failure: tuple[Status, ErrorCode, str, bool, Output] | None = None
+        final: Result | None = None
         with job.scope:
             try:
                 await anyio.lowlevel.checkpoint()  # cancelled or too late while it waited: then nothing is begun
                 await self._advance(job, "executing")
-                output = await self._handle(job)
+                final = self._result(command.id, command.op, job.seq + 1, "succeeded", output=await self._handle(job), progress=1.0)
+                encode(final)
             except CommandFailed as error:
-                failure = (
-                    "rejected" if isinstance(error, CommandRejected) else "failed",
-                    error.code,
-                    str(error),
-                    error.is_retryable,
-                    error.output,
-                )
-            except Exception as error:  # one handler's bug ends one command, not the node
+                status: Status = "rejected" if isinstance(error, CommandRejected) else "failed"
+                final = self._ended(job, status, error.code, str(error), error.is_retryable, error.output)
+            except Exception as error:  # one handler's bug, an output too big to send: it ends one command, not the node
                 logger.exception("command %s (%s) failed", command.id, command.op)
-                failure = ("failed", "internal", f"{type(error).__name__}: {error}", False, {})
-        job.seq += 1
-        if output is not None:
-            final = self._result(command.id, command.op, job.seq, "succeeded", output=output, progress=1.0)
-        elif failure is not None:
-            status, code, text, is_retryable, output = failure
-            final = self._result(command.id, command.op, job.seq, status, code, text, is_retryable, output)
-        elif job.is_cancelled:
-            final = self._result(command.id, command.op, job.seq, "cancelled")
-        else:
-            final = self._result(
-                command.id, command.op, job.seq, "timed_out", "expired", f"not done within its deadline of {command.deadline_s:g} s"
-            )
-        await self._record(final)
+                final = self._ended(job, "failed", "internal", f"{type(error).__name__}: {error}")
+        if final is None and job.is_cancelled:
+            final = self._ended(job, "cancelled", None, "")
+        elif final is None:
+            final = self._ended(job, "timed_out", "expired", f"not done within its deadline of {command.deadline_s:g} s")
+        await self._record(final.model_copy(update={"seq": job.seq + 1}))
         del self._jobs[command.id]
+
+    def _ended(
+        self, job: _Job, status: Status, code: ErrorCode | None, text: str, is_retryable: bool = False, output: Output | None = None
+    ) -> Result:
+        return self._result(job.command.id, job.command.op, job.seq + 1, status, code, text, is_retryable, output)
 
     async def _handle(self, job: _Job) -> Output:
         last_s = anyio.current_time()
@@ -271,9 +264,6 @@ class Commands:
             self._out.send_nowait(result)
         except anyio.WouldBlock:
             self.overflowed += 1
-
-    def _age_s(self, command: Command, message: Received) -> float:
-        return age_of(command, message.expiry_left_s, None)
 
     def _first(
         self, command_id: str, op: str, status: Status, code: ErrorCode | None = None, text: str = "", epoch: int | None = None

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.link.store import open_store
+from agent.mode import Autonomy
 from agent.protocol.lease import LeaseState, without_lease
 from agent.protocol.messages import Command, Result
 from agent.protocol.ulid import window_start
@@ -49,14 +50,6 @@ class Entry:
     command: Command
     last: Result
     elapsed_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Autonomy:
-    """That this node decided on its own to serve (L8): at which epoch, and how much of its time is used up."""
-
-    epoch: int
-    spent_s: float
 
 
 class Journal:

@@ -69,11 +69,9 @@ class Backup(Wire):
     max_rps: Annotated[float, Field(gt=0)] = 1.0
 
 
-class Meta(Message):
-    """Registration. `hash` is over everything but itself, `boot` included, so an equal hash means nothing to say."""
+class MetaBody(Wire):
+    """What the node is: inventory, capabilities, endpoint."""
 
-    node: NodeId
-    boot: Short
     agent: Short
     proto: Annotated[tuple[int, ...], Field(max_length=16)] = (1,)
     hw: Hardware = Hardware()
@@ -82,6 +80,13 @@ class Meta(Message):
     endpoint: Endpoint | None = None
     backup: Backup | None = None
     cert_exp: AwareDatetime | None = None
+
+
+class Meta(MetaBody, Message):
+    """Registration. `hash` is over everything but itself, `boot` included, so an equal hash means nothing to say."""
+
+    node: NodeId
+    boot: Short
     hash: Digest | None = None
 
 
@@ -101,8 +106,17 @@ class PipelineState(Wire):
     message: Text | None = None
 
 
-class State(Message):
-    """What is, as opposed to what is desired. `seq` of state and heartbeat only ever grows within one `boot` (R9)."""
+class StateBody(Wire):
+    """What runs, as opposed to what is desired."""
+
+    desired_rev: Count = 0
+    applied_rev: Count = 0
+    models: Annotated[tuple[ModelState, ...], Field(max_length=128)] = ()
+    pipelines: Annotated[tuple[PipelineState, ...], Field(max_length=128)] = ()
+
+
+class State(StateBody, Message):
+    """Reported on change. `seq` of state and heartbeat only ever grows within one `boot` (R9)."""
 
     node: NodeId
     boot: Short
@@ -111,10 +125,6 @@ class State(Message):
     epoch: Count
     lease_kind: LeaseKind | None = None
     lease_left_s: float | None = None
-    desired_rev: Count = 0
-    applied_rev: Count = 0
-    models: Annotated[tuple[ModelState, ...], Field(max_length=128)] = ()
-    pipelines: Annotated[tuple[PipelineState, ...], Field(max_length=128)] = ()
     clock: Clock = "unsynced"
 
 
@@ -132,8 +142,20 @@ class OutboxLoad(Wire):
     dropped: Count = 0
 
 
-class Heartbeat(Message):
+class HeartbeatBody(Wire):
     """Load in percent, memory in MB used, temperatures by zone in degrees Celsius; None where nothing measures it."""
+
+    cpu: float | None = None
+    gpu: float | None = None
+    mem_mb: Count | None = None
+    temp_c: dict[Short, float] = Field(default_factory=dict, max_length=32)
+    power_w: float | None = None
+    throttled: bool | None = None
+    http: HttpLoad = HttpLoad()
+
+
+class Heartbeat(HeartbeatBody, Message):
+    """`mono` is the node's boot clock; the next one comes after about `interval_s`."""
 
     node: NodeId
     boot: Short
@@ -145,13 +167,6 @@ class Heartbeat(Message):
     mode: Mode
     epoch: Count
     interval_s: float | None = None
-    cpu: float | None = None
-    gpu: float | None = None
-    mem_mb: Count | None = None
-    temp_c: dict[Short, float] = Field(default_factory=dict, max_length=32)
-    power_w: float | None = None
-    throttled: bool | None = None
-    http: HttpLoad = HttpLoad()
     outbox: OutboxLoad = OutboxLoad()
 
 
@@ -199,8 +214,8 @@ class Result(Message):
 class Event(Message):
     id: CommandId
     node: NodeId
-    event_class: EventClass = Field(alias="class")
-    severity: Severity = Field(alias="sev")
+    event_class: EventClass = Field(validation_alias="class", serialization_alias="class")
+    severity: Severity = Field(validation_alias="sev", serialization_alias="sev")
     ts: AwareDatetime
     mono: float
     data: dict[str, JsonValue] = Field(default_factory=dict, max_length=256)

@@ -39,7 +39,6 @@ class StandbyArgs(Wire):
 class DrainArgs(Wire):
     """Out of service for maintenance: finish what is in flight, then neither lease nor autonomy until a new order."""
 
-    timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     reason: Text | None = None
 
 
