@@ -80,7 +80,12 @@ async def balancer(folder: Path, primary_port: int, backups: list[Backup]) -> As
     url = f"http://127.0.0.1:{primary_port}"
     settings.file.write_text(render(settings, url, backups))
     command = write_nginx(folder / "nginx", settings.file)
-    async with program(command, folder / "nginx.log", front), httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}") as client:
+    # A reload closes idle connections, which an HTTP client cannot tell from a lost request: each request gets its own.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with (
+        program(command, folder / "nginx.log", front),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{front}", limits=limits) as client,
+    ):
         yield client, Balancer(settings, url)
 
 
