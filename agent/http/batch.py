@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from agent.http.collaborators import ServiceFailure
+from agent.errors import AgentError
 from agent.http.context import Context, add_post, new_id, now_s
 from agent.http.errors import ApiError, failed, fault_of
 from agent.http.generation import Job, complete, sampling_of, usage_of
@@ -57,7 +57,7 @@ async def _answer(context: Context, default_model: str, index: int, raw: Any) ->
         return {"index": index, **fault_of(faults, raw).body()}
     except ApiError as error:
         return {"index": index, **error.body()}
-    except ServiceFailure as failure:
+    except AgentError as failure:
         return {"index": index, **failed(failure).body()}
     return {
         "index": index,

@@ -9,13 +9,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.errors import AgentError
+from agent.mode import Allowed, Reason, Refused
+from agent.protocol.wire import LeaseKind, Mode
 
-class ServiceFailure(Exception):
-    """A service cannot do what was asked; `code` is one of the keys of errors.FAILURES, anything else is an internal error."""
 
-    def __init__(self, code: str, message: str) -> None:
+class ServiceFailure(AgentError):
+    """A service cannot do what was asked; `reason` is one of the keys of errors.FAILURES, anything else is an internal error.
+
+    Services may raise any AgentError: what a worker refused and a lost worker are answered just so.
+    """
+
+    code = "service_failure"
+
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -150,11 +159,11 @@ class NodeSnapshot:
 
     node: str
     version: str
-    mode: str
-    reason: str
+    mode: Mode
+    reason: Reason
     epoch: int
     uptime_s: float
-    lease_kind: str | None = None
+    lease_kind: LeaseKind | None = None
     lease_left_s: float | None = None
     uplink: str = "standalone"
     models: tuple[ModelView, ...] = ()
@@ -167,18 +176,6 @@ class NodeView(Protocol):
     def snapshot(self) -> NodeSnapshot: ...
 
     def models(self) -> Sequence[ModelView]: ...
-
-
-@dataclass(frozen=True)
-class Allowed:
-    pass
-
-
-@dataclass(frozen=True)
-class Refused:
-    retry_after_s: float
-    mode: str
-    reason: str
 
 
 class Gate(Protocol):

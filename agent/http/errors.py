@@ -12,7 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from agent.http.collaborators import Refused, ServiceFailure
+from agent.errors import AgentError, WorkerRefused
+from agent.http.collaborators import ServiceFailure
+from agent.http.reasons import WORDS
+from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
 
@@ -67,9 +70,10 @@ def invalid(param: str | None, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def failed(failure: ServiceFailure) -> ApiError:
+def failed(failure: AgentError) -> ApiError:
     """The answer for a failure that a service reported."""
-    status, type_, code, retry_s = FAILURES.get(failure.code, UNEXPECTED)
+    reason = failure.reason if isinstance(failure, (ServiceFailure, WorkerRefused)) else failure.code
+    status, type_, code, retry_s = FAILURES.get(reason, UNEXPECTED)
     headers = {"Retry-After": retry_after(retry_s)} if retry_s else {}
     param = "model" if code == "model_not_found" else None
     return ApiError(status, str(failure), type_=type_, param=param, code=code, headers=headers)
@@ -79,7 +83,7 @@ def refused(refusal: Refused) -> ApiError:
     """503 with what a balancer and a person need to know: when to ask again, the mode, the reason."""
     return ApiError(
         503,
-        f"this node does not serve now (mode {refusal.mode}): {refusal.reason}",
+        f"this node does not serve now (mode {refusal.mode}): {WORDS[refusal.reason]}",
         type_="server_error",
         code="not_serving",
         headers={"Retry-After": retry_after(refusal.retry_after_s), "X-Hotspare-Mode": refusal.mode},
@@ -125,7 +129,7 @@ def install(app: FastAPI) -> None:
         return error.response() if isinstance(error, ApiError) else ApiError(500, "unexpected").response()
 
     async def service_failure(_: Request, error: Exception) -> JSONResponse:
-        return failed(error).response() if isinstance(error, ServiceFailure) else ApiError(500, "unexpected").response()
+        return failed(error).response() if isinstance(error, AgentError) else ApiError(500, "unexpected").response()
 
     async def not_valid(_: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, RequestValidationError):
@@ -144,7 +148,7 @@ def install(app: FastAPI) -> None:
         return ApiError(500, words, type_="server_error", code="internal_error").response()
 
     app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(ServiceFailure, service_failure)
+    app.add_exception_handler(AgentError, service_failure)
     app.add_exception_handler(RequestValidationError, not_valid)
     app.add_exception_handler(HTTPException, no_route)
     app.add_exception_handler(Exception, our_bug)

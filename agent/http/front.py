@@ -14,9 +14,10 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent.http.collaborators import Limits, Refused, Services
+from agent.http.collaborators import Limits, Services
 from agent.http.errors import ApiError, refused
 from agent.http.metrics import Metrics
+from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
 

@@ -57,7 +57,7 @@ def sampling_of(body: SamplingBody, max_tokens: int | None, top_logprobs: int = 
 
 
 async def follow(text: TextService, metrics: Metrics, model: str, job: Job, each: Callable[[TextDelta], Awaitable[None]]) -> Usage:
-    """Run one job, hand on each delta, count its tokens. Raises ServiceFailure."""
+    """Run one job, hand on each delta, count its tokens. Raises AgentError."""
     started_s, usage, is_first = time.monotonic(), Usage(len(job.prompt), 0), True
     async with closing(text.generate(model, job.prompt, job.sampling)) as deltas:
         async for delta in deltas:
@@ -73,7 +73,7 @@ async def follow(text: TextService, metrics: Metrics, model: str, job: Job, each
 
 
 async def complete(text: TextService, metrics: Metrics, model: str, job: Job) -> Choice:
-    """The whole answer of one job. Raises ServiceFailure."""
+    """The whole answer of one job. Raises AgentError."""
     pieces: list[str] = []
     logprobs: list[TokenLogprob] = []
     finish = "stop"

@@ -9,10 +9,12 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from agent.http.collaborators import ModelView, Refused
+from agent.http.collaborators import ModelView
 from agent.http.context import Context
 from agent.http.errors import ApiError, retry_after
 from agent.http.metrics import CONTENT_TYPE
+from agent.http.reasons import WORDS
+from agent.mode import Refused
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -29,7 +31,7 @@ def router(context: Context) -> APIRouter:
         """200 where this node may be sent requests now, else 503 and why not."""
         now = services.node.snapshot()
         answer = services.gate()
-        reasons = [f"mode {answer.mode}: {answer.reason}"] if isinstance(answer, Refused) else []
+        reasons = [f"mode {answer.mode}: {WORDS[answer.reason]}"] if isinstance(answer, Refused) else []
         if not any(model.status == "serving" for model in now.models):
             reasons.append("no model serves yet")
         body = {"status": "not ready" if reasons else "ready", "node": now.node, "mode": now.mode, "reasons": reasons}
@@ -49,9 +51,10 @@ def router(context: Context) -> APIRouter:
     @routes.get("/node", response_model=None)
     async def node() -> Response:
         answer = services.gate()
-        body: dict[str, Any] = asdict(services.node.snapshot())
+        now = services.node.snapshot()
+        body: dict[str, Any] = asdict(now)
         body["serving"] = not isinstance(answer, Refused)
-        body["gate_reason"] = answer.reason if isinstance(answer, Refused) else ""
+        body["reason_words"] = WORDS[answer.reason if isinstance(answer, Refused) else now.reason]
         body["demo"] = {"primary_is_on": await services.demo.primary_is_on()} if services.demo else None
         return JSONResponse(body, headers=NO_STORE)
 

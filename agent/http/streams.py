@@ -15,6 +15,7 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agent.errors import AgentError
 from agent.http.collaborators import Frame, Limits, ServiceFailure
 from agent.http.errors import ApiError, failed
 
@@ -33,12 +34,12 @@ class ClientLeft(Exception):
 async def all_of(*calls: Callable[[], Awaitable[Result]]) -> list[Result]:
     """The results of `calls`, which run at the same time. The first expected failure ends the others and is raised bare."""
     results: dict[int, Result] = {}
-    failures: list[ApiError | ServiceFailure] = []
+    failures: list[ApiError | AgentError] = []
 
     async def run(index: int, call: Callable[[], Awaitable[Result]], scope: CancelScope) -> None:
         try:
             results[index] = await call()
-        except (ApiError, ServiceFailure) as failure:
+        except (ApiError, AgentError) as failure:
             failures.append(failure)
             scope.cancel()
 
@@ -53,7 +54,7 @@ async def all_of(*calls: Callable[[], Awaitable[Result]]) -> list[Result]:
 async def unless_left(request: Request, call: Callable[[], Awaitable[Result]], timeout_s: float) -> Result:
     """The result of `call`, which is cancelled when the client leaves (ClientLeft) or `timeout_s` is over (ApiError)."""
     outcome: list[Result] = []
-    failure: ApiError | ServiceFailure | None = None
+    failure: ApiError | AgentError | None = None
     has_left = False
 
     async def watch(scope: CancelScope) -> None:
@@ -67,7 +68,7 @@ async def unless_left(request: Request, call: Callable[[], Awaitable[Result]], t
             tasks.start_soon(watch, tasks.cancel_scope)
             try:
                 outcome.append(await call())
-            except (ApiError, ServiceFailure) as error:
+            except (ApiError, AgentError) as error:
                 failure = error
             tasks.cancel_scope.cancel()
     if failure:
@@ -118,7 +119,7 @@ class EventStream(Response):
                 await outbox.send(b"data: [DONE]\n\n")
             except ApiError as error:
                 await outbox.send(error)
-            except ServiceFailure as failure:
+            except AgentError as failure:
                 await outbox.send(failed(failure))
             except TimeoutError:
                 await outbox.send(failed(ServiceFailure("deadline", f"the answer took longer than {self._limits.answer_s:g} s")))
@@ -168,19 +169,27 @@ class PictureStream(Response):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_cancel_when_left, receive, tasks.cancel_scope, None)
                 tasks.start_soon(self._cancel_when_closing, tasks.cancel_scope)
-                await self._deliver(send)
+                await self._deliver(scope, receive, send)
                 tasks.cancel_scope.cancel()
         finally:
             self._on_end()
 
-    async def _deliver(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+    async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_head = False
         try:
             async with closing(self._frames) as frames:
                 async for frame in frames:
+                    if not has_head:
+                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                        has_head = True
                     await self._part(send, frame)
-        except (ServiceFailure, TimeoutError) as error:
+        except (AgentError, TimeoutError) as error:
             LOG.info("picture stream ended: %s", error)
+            if not has_head and isinstance(error, AgentError):
+                await failed(error).response()(scope, receive, send)
+                return
+        if not has_head:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _cancel_when_closing(self, scope: CancelScope) -> None:

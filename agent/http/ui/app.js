@@ -55,7 +55,7 @@ function drawMode(mode, node) {
 
 function drawState(now) {
   byId("serving").textContent = now.serving ? "Serving requests" : "Not serving requests";
-  byId("reason").textContent = now.serving ? now.reason : now.gate_reason || now.reason;
+  byId("reason").textContent = now.reason_words;
   const lease = now.lease_left_s === null ? "none" : `${duration(now.lease_left_s)}${now.lease_kind === "contingent" ? " (contingent)" : ""}`;
   const facts = { Lease: lease, Epoch: now.epoch, Uplink: now.uplink, "Up for": duration(now.uptime_s) };
   const list = byId("facts");

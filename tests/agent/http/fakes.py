@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.http.collaborators import (
-    Allowed,
     EventView,
     Frame,
     ModelView,
     NodeSnapshot,
     Picture,
     PipelineView,
-    Refused,
     Sampling,
     ServiceFailure,
     TextDelta,
@@ -28,6 +26,8 @@ from agent.http.collaborators import (
     Usage,
     WorkerView,
 )
+from agent.mode import Allowed, Reason, Refused
+from agent.protocol.wire import Mode
 
 # A real JPEG of 64 × 48, for a browser to show.
 JPEG = base64.b64decode(
@@ -55,6 +55,7 @@ class Parrot:
     started: anyio.Event = field(default_factory=anyio.Event)
     cancelled: anyio.Event = field(default_factory=anyio.Event)
     last: Sampling | None = None
+    failure: Exception | None = None
     running: int = 0
     most_running: int = 0
 
@@ -68,6 +69,8 @@ class Parrot:
 
     async def generate(self, model: str, prompt_tokens: Sequence[int], sampling: Sampling) -> AsyncIterator[TextDelta]:
         self.last = sampling
+        if self.failure:
+            raise self.failure
         words = bytes(prompt_tokens).decode().split()
         if "boom" in words:
             raise ServiceFailure("worker_lost", "worker text died: SIGSEGV")
@@ -114,6 +117,7 @@ class Eyes:
     jpeg: bytes = JPEG
     watching: int = 0
     left: anyio.Event = field(default_factory=anyio.Event)
+    failure: Exception | None = None
     asked: tuple[str, bytes, float | None, bool] | None = None
 
     async def detect(self, model: str, image: bytes, threshold: float | None, annotate: bool) -> Picture:
@@ -130,6 +134,8 @@ class Eyes:
         return self.jpeg
 
     async def frames(self, camera: str) -> AsyncIterator[Frame]:
+        if self.failure:
+            raise self.failure
         self.watching += 1
         try:
             sequence = 0
@@ -151,7 +157,7 @@ class Node:
             node="spare-1",
             version="0.1.0",
             mode="active",
-            reason="the coordinator gave the lease: the primary answers 503",
+            reason="lease",
             epoch=7,
             uptime_s=4210.0,
             lease_kind="full",
@@ -178,7 +184,7 @@ class Node:
         )
     )
     is_open: bool = True
-    reason: str = "the primary is healthy"
+    reason: Reason = "no_lease"
 
     def snapshot(self) -> NodeSnapshot:
         return self.now
@@ -187,9 +193,9 @@ class Node:
         return self.now.models
 
     def gate(self) -> Allowed | Refused:
-        return Allowed() if self.is_open else Refused(12.2, self.now.mode, self.reason)
+        return Allowed() if self.is_open else Refused(12, self.now.mode, self.reason)
 
-    def close(self, mode: str = "standby") -> None:
+    def close(self, mode: Mode = "standby") -> None:
         self.is_open = False
         self.now = replace(self.now, mode=mode, reason=self.reason, lease_left_s=None, lease_kind=None)
 

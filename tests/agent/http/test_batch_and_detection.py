@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agent.http.collaborators import ServiceFailure
 from tests.agent.http.conftest import House
 
 pytestmark = pytest.mark.anyio
@@ -100,6 +101,8 @@ async def test_cameras(client: httpx.AsyncClient, house: House) -> None:
     assert [item["id"] for item in (await client.get("/cameras")).json()["data"]] == ["belt"]
     assert (await client.get("/cameras/belt")).json()["fps"] == 12.0
     assert (await client.get("/cameras/belt/snapshot.jpg")).content == house.vision.jpeg
+    house.vision.failure = ServiceFailure("worker_lost", "worker vision died")
+    assert (await client.get("/cameras/belt/stream.mjpg")).status_code == 503
     for path in ("/cameras/attic", "/cameras/attic/snapshot.jpg", "/cameras/attic/stream.mjpg"):
         answer = await client.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "camera_not_found")

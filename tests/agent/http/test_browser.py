@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.http.collaborators import EventView
 from tests.agent.http.browser import Browser, browser, missing
 from tests.agent.http.conftest import House
 
@@ -82,7 +83,7 @@ def test_a_refusal_tells_mode_and_reason(page: Browser, house: House) -> None:
     page.click("#send")
     page.until(lambda: page.text(".refused") != "", "the refusal is not shown")
     assert "standby" in page.text(".refused")
-    assert "the primary is healthy · ask again in 13 s" in page.text(".refused")
+    assert "when the primary fails · ask again in 12 s" in page.text(".refused")
 
 
 def test_the_switch_of_the_primary(page: Browser, house: House) -> None:
@@ -95,8 +96,9 @@ def test_the_switch_of_the_primary(page: Browser, house: House) -> None:
 
 def test_words_from_outside_stay_words(page: Browser, house: House) -> None:
     evil = "<img src=x onerror=document.title='owned'>"
-    house.node.now = replace(house.node.now, reason=evil, node=evil)
-    page.until(lambda: page.text("#reason") == evil, "the reason is not shown as text")
+    house.node.now = replace(house.node.now, node=evil, events=(EventView(3, "x", "y", "info", evil),))
+    page.until(lambda: evil in page.text("#events"), "the event is not shown as text")
+    assert page.text("#node") == evil
     assert page.run("return document.querySelectorAll('main img').length") == 1
 
 

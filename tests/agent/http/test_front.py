@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from typing import get_args
 
 import anyio
 import httpx
 import pytest
 
+from agent.errors import WorkerLost, WorkerRefused
 from agent.http.collaborators import Limits
+from agent.http.reasons import WORDS
+from agent.mode import Reason
+from agent.supervision.exit_cause import ExitCause
 from tests.agent.http.conftest import House
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +27,7 @@ async def test_a_closed_gate_refuses_before_the_body_is_looked_at(client: httpx.
     house.node.close("draining")
     answer = await client.post(prefix + path, content=b"not even JSON")
     assert answer.status_code == 503
-    assert answer.headers["Retry-After"] == "13"
+    assert answer.headers["Retry-After"] == "12"
     assert answer.headers["X-Hotspare-Mode"] == "draining"
     assert answer.json()["error"]["code"] == "not_serving"
 
@@ -40,12 +45,30 @@ async def test_balancers_may_probe_with_head(client: httpx.AsyncClient, house: H
     assert (await client.head(path)).status_code == (503 if path == "/readyz" else 200)
 
 
+async def test_every_reason_of_the_mode_machine_has_words() -> None:
+    assert set(WORDS) == set(get_args(Reason))
+
+
+async def test_what_services_raise_has_a_status(client: httpx.AsyncClient, house: House) -> None:
+    lost = WorkerLost("text", ExitCause("segfault", "killed by SIGSEGV"))
+    for error, status, code in (
+        (WorkerRefused("busy", "the queue is full"), 429, "busy"),
+        (WorkerRefused("deadline", "took too long"), 504, "deadline"),
+        (WorkerRefused("engine", "out of memory"), 500, "internal_error"),
+        (lost, 503, "worker_lost"),
+    ):
+        house.text.failure = error
+        for stream in (False, True):
+            answer = await client.post("/v1/chat/completions", json=ASK | {"stream": stream})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
 async def test_readiness_says_why_not(client: httpx.AsyncClient, house: House) -> None:
     assert (await client.get("/readyz")).json()["status"] == "ready"
     house.node.close()
     answer = await client.get("/readyz")
     assert answer.status_code == 503
-    assert answer.json()["reasons"] == ["mode standby: the primary is healthy"]
+    assert answer.json()["reasons"] == ["mode standby: it holds no lease; the coordinator gives it one when the primary fails"]
 
 
 async def test_errors_of_the_framework_have_openais_shape(client: httpx.AsyncClient) -> None:
