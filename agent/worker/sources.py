@@ -24,8 +24,7 @@ DRAIN_S = 2.0
 BAD_PACKETS = 100
 STREAMS = ("rtsp", "rtsps", "http", "https")
 OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pace")}
-CREDENTIALS = re.compile(r"://[^\s]*@")
-QUERY = re.compile(r"([?&;][^=&?;\s]+=)[^&?;\s]+")
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 
 Kind = Literal["conveyor", "file", "stream", "device"]
 
@@ -85,7 +84,7 @@ class Belt:
 def parse_source(text: str, width: int, height: int, fps: float) -> Source:
     """Read a source; `width`, `height` and `fps` are for a rendered one. Raises ValueError, without credentials in it."""
     scheme, _, rest = text.partition(":")
-    if scheme in STREAMS and rest.startswith("//"):
+    if scheme in STREAMS and re.match(r"^//\S+$", rest):
         return Source("stream", text, redacted(text), fps)
     if scheme == "v4l2" and re.match(r"^/dev/video\d{1,3}$", rest):
         return Source("device", rest, text, fps)
@@ -124,8 +123,16 @@ def _one_of(options: Dict[str, str], name: str, values: Dict[str, bool], otherwi
 
 
 def redacted(text: str) -> str:
-    """The text without user names, passwords and values of query fields in URLs."""
-    return QUERY.sub(r"\1…", CREDENTIALS.sub("://…@", text))
+    """The text with its URLs cut down to scheme, host and path. People write passwords with any character in them, unescaped."""
+    return URL.sub(lambda found: found[1] + _place(found[2]), text)
+
+
+def _place(rest: str) -> str:
+    before, at, after = rest.rpartition("@")
+    if "?" in before:
+        return "…"  # a password with a question mark, or a query with an at sign: whose is the rest?
+    place = re.split(r"[?;&#]", after, maxsplit=1)
+    return ("…@" if at else "") + place[0] + ("…" if len(place) > 1 else "")
 
 
 def open_source(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:

@@ -1,0 +1,122 @@
+"""The daemon's side of the vision worker: questions about pictures, the cameras' reports, live frames for those who watch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import anyio
+
+from agent.http.collaborators import Frame, Picture, ServiceFailure
+from agent.worker_protocol import CameraEvent, CameraFrame, Detect, Done, Message, Report, Status, Watch
+
+LOG = logging.getLogger(__name__)
+
+DETECT_S = 60.0
+WATCH_CALL_S = 5.0
+WATCH_S = 5.0
+RENEW_S = 2.0
+SILENT_S = 5.0
+
+
+class Worker(Protocol):
+    """What is needed of a supervised worker: `call` numbers the request, sends it, waits for its end; see agent/supervision/worker.py."""
+
+    async def call(self, message: Message, payload: bytes = b"", deadline_s: float = ...) -> tuple[Done, bytes]: ...
+
+
+class _Viewer:
+    """One client's latest frame: a client that is slow to read misses frames, and holds up nobody."""
+
+    def __init__(self) -> None:
+        self.frame: Frame | None = None
+        self.has_frame = anyio.Event()
+
+    def show(self, frame: Frame) -> None:
+        self.frame = frame
+        self.has_frame.set()
+
+    async def next(self, timeout_s: float) -> Frame | None:
+        with anyio.move_on_after(timeout_s):
+            await self.has_frame.wait()
+        frame, self.frame = self.frame, None
+        if frame is not None:
+            self.has_frame = anyio.Event()
+        return frame
+
+
+class VisionService:
+    """Serves what `agent.http.collaborators.VisionService` asks for. `on_report` takes the worker's reports, on the event loop's thread."""
+
+    def __init__(self, worker: Worker, on_event: Callable[[CameraEvent], None], watch_fps: float = 10.0) -> None:
+        self._worker = worker
+        self._on_event = on_event
+        self._watch_fps = watch_fps
+        self._pipelines: Mapping[str, Mapping[str, Any]] = {}
+        self._reported_s = 0.0
+        self._viewers: dict[str, set[_Viewer]] = {}
+        self._renewed_s: dict[str, float] = {}
+
+    async def detect(self, model: str, image: bytes, threshold: float | None, annotate: bool) -> Picture:
+        """Objects in a JPEG, PNG or WebP. Raises what the worker's `call` raises: a refused picture, an unknown model, a lost worker."""
+        done, jpeg = await self._worker.call(Detect(0, model, threshold, annotate, DETECT_S), image, DETECT_S)
+        result = done.result
+        return Picture(result["width"], result["height"], result["latency_ms"], result["detections"], jpeg if annotate else None)
+
+    def cameras(self) -> list[dict[str, Any]]:
+        """Every pipeline's last report with its `id`, by name; `state` is `unknown` where the worker has been silent for 5 s."""
+        is_silent = time.monotonic() - self._reported_s > SILENT_S
+        overlay = {"state": "unknown", "message": "the vision worker does not report"} if is_silent else {}
+        return [{"id": name, **self._pipelines[name], **overlay} for name in sorted(self._pipelines)]
+
+    async def snapshot(self, camera: str) -> bytes:
+        """The next annotated frame as JPEG; waits for it without a limit of its own."""
+        async with aclosing(self.frames(camera)) as frames:
+            async for frame in frames:
+                return frame.jpeg
+        raise ServiceFailure("internal", f"camera {camera!r} ended")
+
+    async def frames(self, camera: str) -> AsyncGenerator[Frame, None]:
+        """Annotated frames, the newest at each turn, until the caller stops. The worker encodes only while somebody iterates here.
+
+        Raises what `call` raises when the camera is not there, or the worker is lost.
+        """
+        viewer = _Viewer()
+        viewers = self._viewers.setdefault(camera, set())
+        viewers.add(viewer)
+        try:
+            while True:
+                await self._renew(camera)
+                frame = await viewer.next(RENEW_S)
+                if frame is not None:
+                    yield frame
+        finally:
+            viewers.discard(viewer)
+            if not viewers and self._viewers.get(camera) is viewers:
+                del self._viewers[camera]
+                self._renewed_s.pop(camera, None)
+
+    async def _renew(self, camera: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._renewed_s.get(camera, -WATCH_S) < RENEW_S:
+            return
+        self._renewed_s[camera] = now_s
+        try:
+            await self._worker.call(Watch(0, camera, self._watch_fps, WATCH_S, annotated=True), b"", WATCH_CALL_S)
+        except BaseException:
+            self._renewed_s.pop(camera, None)  # the next viewer asks again, instead of waiting for nothing
+            raise
+
+    def on_report(self, report: Report, payload: bytes) -> None:
+        """Take what the worker says unasked; never blocks."""
+        if isinstance(report, CameraFrame):
+            frame = Frame(payload, report.detections, report.sequence)
+            for viewer in self._viewers.get(report.pipeline, ()):
+                viewer.show(frame)
+        elif isinstance(report, CameraEvent):
+            self._on_event(report)
+        elif isinstance(report, Status):
+            self._pipelines, self._reported_s = report.pipelines, time.monotonic()
