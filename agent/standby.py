@@ -166,13 +166,13 @@ class Standby:
     def _advance(self, lease: LeaseState | None = None) -> None:
         before = self.state
         facts = Facts(
-            self._clock(),
-            lease or before.lease,
-            self._health(),
-            self._coordinator_is_reachable,
-            self._failures,
-            self._passes,
-            self._inflight(),
+            now_s=self._clock(),
+            lease=lease or before.lease,
+            health=self._health(),
+            coordinator_is_reachable=self._coordinator_is_reachable,
+            primary_failures=self._failures,
+            primary_passes=self._passes,
+            inflight=self._inflight(),
         )
         self.state = after = advance(before, facts, self._policy)
         if (before.mode, before.reason) != (after.mode, after.reason):
