@@ -158,6 +158,17 @@ def client_of(server: HttpServer) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=server.url, timeout=10)
 
 
+def test_small_answers_do_not_wait_for_an_acknowledgement(house: House, serve: Callable[[House], str]) -> None:
+    house.node.close()
+    with httpx.Client(base_url=serve(house)) as client:
+        took_s = []
+        for _ in range(20):
+            started_s = time.monotonic()
+            assert client.post("/v1/chat/completions", json=WAIT).status_code == 503
+            took_s.append(time.monotonic() - started_s)
+    assert min(took_s[1:]) < 0.03, "Nagle's algorithm and delayed acknowledgements cost 40 ms an answer"
+
+
 def test_an_address_in_use_is_told_with_its_remedy() -> None:
     with bind("127.0.0.1", 0) as taken, pytest.raises(OSError, match=r"change http.host or http.port"):
         bind("127.0.0.1", taken.getsockname()[1])
