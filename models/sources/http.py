@@ -109,7 +109,8 @@ def download(request: Request, target: Path, require_space: Callable[[int], None
             failures = 1 if has_advanced else failures + 1
             if failures >= request.tries:
                 reason = f"{plain_url(request.url)}: {interruption}; gave up after {failures} tries"
-                raise SourceError(f"{reason}. {file_bytes(target)} bytes are kept for the next pull") from interruption
+                remedy = "try again later, or set HOTSPARE_MIRROR if this device has no way there"
+                raise SourceError(f"{reason}, {file_bytes(target)} bytes are kept; {remedy}") from interruption
             log.debug("download of %s interrupted: %s", plain_url(request.url), interruption)
             pause_s = random.uniform(0.0, min(BACKOFF_CAP_S, request.backoff_s * 2**failures))
             time.sleep(max(pause_s, min(interruption.retry_after_s, BACKOFF_CAP_S)))
