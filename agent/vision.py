@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import anyio
 
 from agent.http.collaborators import Frame, Picture, ServiceFailure
-from agent.worker_protocol import CameraEvent, CameraFrame, Detect, Done, Message, Report, Status, Watch
+from agent.worker_protocol import CameraEvent, CameraFrame, Detect, Done, Report, Request, Status, Watch
 
 LOG = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ SILENT_S = 5.0
 class Worker(Protocol):
     """What is needed of a supervised worker: `call` numbers the request, sends it, waits for its end; see agent/supervision/worker.py."""
 
-    async def call(self, message: Message, payload: bytes = b"", deadline_s: float = ...) -> tuple[Done, bytes]: ...
+    async def call(self, message: Request, payload: bytes = b"", deadline_s: float = ...) -> tuple[Done, bytes]: ...
 
 
 class _Viewer:

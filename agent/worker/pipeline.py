@@ -95,7 +95,7 @@ class Pipeline:
         self.settings = settings
         self.camera = camera
         self.watchers = Watchers()
-        self._detector = detector
+        self.detector = detector
         self._threshold = detector.facts.threshold if settings.threshold is None else settings.threshold
         self._tracker = Tracker(TrackerSettings(sure=self._threshold))
         self._announcer = Announcer(settings.labels)
@@ -139,14 +139,15 @@ class Pipeline:
             return None
         try:
             picture = frame.load()
-            found = self._detector.detect(picture, self._threshold * UNSURE)
+            loaded_s = time.monotonic()
+            found = self.detector.detect(picture, self._threshold * UNSURE)
         except (EngineError, SourceError) as error:
             self._error = str(error)
             slot.due_s = started_s + RETRY_S
             return None
         self._error = ""
         done_s = time.monotonic()
-        self._latencies.append((done_s - started_s) * 1000)
+        self._latencies.append((done_s - loaded_s) * 1000)
         self._looks.append(done_s)
         self._ages.append((done_s - frame.captured_s) * 1000)
         self._processed += 1
@@ -173,12 +174,12 @@ class Pipeline:
         return self._counter
 
     def _drawn(self, picture: Picture, tracks: Sequence[Track]) -> Picture:
-        drawn = draw_detections(picture, tracks)
         if self.settings.line is not None:
+            picture = np.array(picture)
             counts = self._announcer.counts()
             caption = "   ".join(f"{label} {counts[label]}" for label in sorted(counts))
-            draw_line(drawn, self.settings.line.start, self.settings.line.end, caption)
-        return drawn
+            draw_line(picture, self.settings.line.start, self.settings.line.end, caption)
+        return draw_detections(picture, tracks)
 
     def status(self) -> Dict[str, Any]:
         """Plain JSON: state, rates over the last frames, ages and latencies in ms, what was skipped and why, counts since the start."""

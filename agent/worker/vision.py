@@ -116,16 +116,21 @@ class VisionService:
         if not isinstance(manifest, DetectionManifest):
             raise ManifestError(f"{manifest.name} is a model for {manifest.task}, not for detection")
         options = from_mapping(EngineOptions, message.options)
-        if message.model in self._models:
-            self._refuse_if_used(message.model, "opened again")
-            self._models.pop(message.model).engine.close()
-        engine = open_engine(Path(message.folder), options)
-        self._models[message.model] = _Opened(engine, Detector(engine, manifest))
+        engine = open_engine(Path(message.folder), options, message.runtime)
+        before = self._models.pop(message.model, None)
+        opened = self._models[message.model] = _Opened(engine, Detector(engine, manifest))
+        for pipeline in self._pipelines.values():
+            if pipeline.settings.model == message.model:
+                pipeline.detector = opened.detector
+        if before is not None:
+            before.engine.close()
         self._emit(Done(message.request, {"provider": engine.provider}))
 
     def _close_model(self, message: CloseModel) -> None:
         opened = self._model(message.model)
-        self._refuse_if_used(message.model, "closed")
+        users = sorted(name for name, pipeline in self._pipelines.items() if pipeline.settings.model == message.model)
+        if users:
+            raise Refusal("busy", f"model {message.model} cannot be closed while pipelines use it: {', '.join(users)}; stop them first")
         del self._models[message.model]
         opened.engine.close()
         self._emit(Done(message.request))
@@ -175,11 +180,6 @@ class VisionService:
         camera.stop()
         # Its thread may be in a read with seconds to go, which the other cameras should not have to wait for.
         self._leaving = [each for each in self._leaving + [camera] if each.is_alive]
-
-    def _refuse_if_used(self, model: str, what: str) -> None:
-        users = sorted(name for name, pipeline in self._pipelines.items() if pipeline.settings.model == model)
-        if users:
-            raise Refusal("busy", f"model {model} cannot be {what} while pipelines use it: {', '.join(users)}; stop them first")
 
     def _model(self, name: str) -> _Opened:
         if name not in self._models:
