@@ -16,11 +16,16 @@ from converters.quantised_blocks import Float
 
 
 class ReferenceDecoder:
-    """One sequence with its own key-value cache; `step` appends tokens. Weights are dequantised once and held (4 bytes each)."""
+    """One sequence with its own key-value cache; `step` appends tokens.
 
-    def __init__(self, gguf: GgufFile, decoder: Decoder) -> None:
+    Weights are dequantised once and held (4 bytes each), or with `holds_weights` false at every use, where that much memory is not to be
+    had.
+    """
+
+    def __init__(self, gguf: GgufFile, decoder: Decoder, holds_weights: bool = True) -> None:
         self.decoder = decoder
-        self._weights = {name: gguf.float32(name) for name in gguf.tensors}
+        self._gguf = gguf
+        self._held = {name: gguf.float32(name) for name in gguf.tensors} if holds_weights else {}
         self._cos, self._sin = rope_tables(decoder)
         self.clear()
 
@@ -32,12 +37,12 @@ class ReferenceDecoder:
     def step(self, tokens: Iterable[int], num_logits: int | None = None) -> Float:
         """Append tokens; float32 logits [num_logits or all, vocabulary] of the last positions."""
         ids = np.fromiter(tokens, np.int64)
-        value = self._weights["token_embd.weight"][ids]
+        value = self._weight("token_embd.weight")[ids]
         for layer in range(self.decoder.layers):
             value = value + self._attention(self._norm(value, f"blk.{layer}.attn_norm.weight"), layer)
             value = value + self._feed_forward(self._norm(value, f"blk.{layer}.ffn_norm.weight"), layer)
         value = self._norm(value[len(ids) - (len(ids) if num_logits is None else num_logits) :], "output_norm.weight")
-        logits: Float = value @ self._weights["token_embd.weight" if self.decoder.tied_head else "output.weight"].T
+        logits: Float = value @ self._weight("token_embd.weight" if self.decoder.tied_head else "output.weight").T
         return logits
 
     def greedy(self, prompt: Iterable[int], count: int, stop: Iterable[int] = ()) -> list[int]:
@@ -52,17 +57,21 @@ class ReferenceDecoder:
             logits = self.step(chosen[-1:], 1)
         return chosen
 
+    def _weight(self, name: str) -> Float:
+        held = self._held.get(name)
+        return self._gguf.float32(name) if held is None else held
+
     def _norm(self, value: Float, name: str) -> Float:
         mean = np.mean(value * value, axis=-1, keepdims=True)
-        normed: Float = value / np.sqrt(mean + np.float32(self.decoder.rms_epsilon)) * self._weights[name]
+        normed: Float = value / np.sqrt(mean + np.float32(self.decoder.rms_epsilon)) * self._weight(name)
         return normed
 
     def _project(self, value: Float, layer: int, part: str, heads: int) -> Float:
         """[tokens, heads, head_dim]"""
-        projected: Float = value @ self._weights[f"blk.{layer}.attn_{part}.weight"].T
-        bias = self._weights.get(f"blk.{layer}.attn_{part}.bias")
-        if bias is not None:
-            projected = projected + bias
+        projected: Float = value @ self._weight(f"blk.{layer}.attn_{part}.weight").T
+        bias = f"blk.{layer}.attn_{part}.bias"
+        if bias in self._gguf.tensors:
+            projected = projected + self._weight(bias)
         projected = projected.reshape(len(value), heads, self.decoder.head_dim)
         if part != "v" and self.decoder.normalises_heads:
             projected = self._norm(projected, f"blk.{layer}.attn_{part}_norm.weight")
@@ -96,13 +105,13 @@ class ReferenceDecoder:
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         attended = (scores @ values.transpose(1, 0, 2)[:, None]).transpose(2, 0, 1, 3)
-        output: Float = attended.reshape(len(value), -1) @ self._weights[f"blk.{layer}.attn_output.weight"].T
+        output: Float = attended.reshape(len(value), -1) @ self._weight(f"blk.{layer}.attn_output.weight").T
         return output
 
     def _feed_forward(self, value: Float, layer: int) -> Float:
-        gate = value @ self._weights[f"blk.{layer}.ffn_gate.weight"].T
+        gate = value @ self._weight(f"blk.{layer}.ffn_gate.weight").T
         with np.errstate(over="ignore"):  # exp overflows to infinity for very negative gates; the quotient is then 0, as it should be
             gated = gate / (1 + np.exp(-gate))
-        up = value @ self._weights[f"blk.{layer}.ffn_up.weight"].T
-        output: Float = (gated * up) @ self._weights[f"blk.{layer}.ffn_down.weight"].T
+        up = value @ self._weight(f"blk.{layer}.ffn_up.weight").T
+        output: Float = (gated * up) @ self._weight(f"blk.{layer}.ffn_down.weight").T
         return output

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converters.decoder_session import DecoderSession
 from converters.errors import ConversionError
 from converters.onnx_from_gguf import onnx_from_gguf
 from converters.onnxruntime_operators import Activations
 from converters.reference import ReferenceDecoder
-from tests.converters.decoder_session import DecoderSession
 from tests.converters.tiny_gguf import HEAD_DIM, VOCABULARY, RawTensor, Recipe, ones, write_decoder
 
 TOKENS = np.random.default_rng(7).integers(0, VOCABULARY, 48).tolist()

@@ -1,4 +1,7 @@
-"""A converted decoder on ONNX Runtime with bare numpy caches, past and present bound to the same memory."""
+"""A converted decoder on ONNX Runtime with bare numpy caches, past and present bound to the same memory.
+
+For verification: unlike the generation engine it gives the logits of every position.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from converters.decoder import Decoder
 
 
 class DecoderSession:
-    def __init__(self, folder: Path, decoder: Decoder, rows: int = 1, capacity: int = 96) -> None:
+    def __init__(self, folder: Path, decoder: Decoder, rows: int = 1, capacity: int = 96, threads: int = 2) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
+        options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         shape = (rows, decoder.kv_heads, capacity, decoder.head_dim)
