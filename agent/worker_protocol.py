@@ -28,13 +28,15 @@ class ProtocolError(RuntimeError):
 
 @dataclass(frozen=True)
 class OpenModel:
-    """Load the converted model in `folder`. `manifest` is the manifest's mapping, `options` those of EngineOptions."""
+    """Load the converted model in `folder`. `manifest` is the manifest's mapping, `options` those of EngineOptions, `runtime` a key of
+    ENGINES. A model of that name that is open already is replaced. Done{…facts of the engine}."""
 
     request: int
     model: str
     manifest: Dict[str, Any]
     folder: str
     options: Dict[str, Any] = field(default_factory=dict)
+    runtime: str = "onnx"
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,13 @@ class Ready:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Newly generated token ids of a request; `logprobs` holds one [[token, logprob], …] list per token if they were asked for."""
+    """Newly generated token ids of a request; `logprobs` holds one [[token, logprob], …] list per token if they were asked for, the
+    generated token first. `cached_tokens` of the prompt were not computed again."""
 
     request: int
     tokens: Tuple[int, ...]
     logprobs: Tuple[Any, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Status:
-    """Once a second: what this worker holds and does; also the sign that its loop is alive."""
+    """Once a second: what this worker holds and does; also the sign that its loop is alive. `busy_s`: seconds of work since its start."""
 
     models: Dict[str, Dict[str, Any]]
     pipelines: Dict[str, Dict[str, Any]]

@@ -29,6 +29,8 @@ class ServiceFailure(AgentError):
 
 @dataclass(frozen=True)
 class Sampling:
+    """How to answer. None: the model's own default, for `max_tokens` the rest of its context. A larger `priority` goes first."""
+
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -38,6 +40,8 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     top_logprobs: int = -1
+    priority: int = 0
+    deadline_s: float = 600.0
 
 
 @dataclass(frozen=True)

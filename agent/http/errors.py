@@ -22,6 +22,7 @@ LOG = logging.getLogger(__name__)
 # code of a service -> status, OpenAI's type, code for the client, seconds until a retry makes sense (0: none)
 FAILURES: dict[str, tuple[int, str, str, float]] = {
     "invalid": (400, "invalid_request_error", "invalid_value", 0),
+    "context_length_exceeded": (400, "invalid_request_error", "context_length_exceeded", 0),
     "unknown_model": (404, "invalid_request_error", "model_not_found", 0),
     "unknown_camera": (404, "invalid_request_error", "camera_not_found", 0),
     "busy": (429, "rate_limit_error", "busy", 1),

@@ -226,6 +226,8 @@ class Loop:
             task = message.manifest.get("task")
             if task not in TASKS:
                 raise Refusal("invalid", f"task {task!r} of model {message.model} is not one of {', '.join(TASKS)}")
+            if self._homes.get(message.model, TASKS[task]) != TASKS[task]:
+                raise Refusal("invalid", f"model {message.model} is open with another task; close it first")
             return TASKS[task]
         if isinstance(message, CloseModel):
             if message.model not in self._homes:

@@ -1,0 +1,220 @@
+"""Text in, text out: chat templates and tokens on this side, a worker's token ids on the other, one retry where nobody would notice."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.answer import Answer
+from agent.errors import WorkerLost, WorkerRefused
+from agent.http.collaborators import Sampling, ServiceFailure, TextDelta
+from agent.supervision.worker import Worker
+from agent.worker_protocol import Done, Encode, Generate, ProtocolError, Tokens
+from models.chat_template import ChatTemplate, ChatTemplateError
+from models.manifest import ClassificationManifest, EmbeddingManifest, GenerationManifest, Manifest
+from models.tasks.classification import top_labels
+from models.tokenizer import Tokenizer
+
+Found = TypeVar("Found")
+
+# What a worker refuses, in the words of the HTTP side. It does not know a model that we do: it was restarted and is loading again.
+FAILURES = {"unknown_model": "not_ready"}
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that is open in `worker` under its manifest's name. `context_tokens`: of one sequence, as the engine was opened."""
+
+    worker: Worker
+    manifest: Manifest
+    folder: Path
+    tokenizer: Tokenizer
+    template: ChatTemplate | None = None
+    context_tokens: int = 0
+
+
+class Embeddings(NamedTuple):
+    """`rows` float32 [n, dimensions]; `tokens` that were computed."""
+
+    rows: NDArray[np.float32]
+    tokens: int
+
+
+class TextService:
+    """`resolve` gives what serves a name or an alias, or raises ServiceFailure (unknown_model, not_ready).
+
+    A request whose worker dies before anything of the answer was given out is asked once more, at most `retry_s` later. All methods
+    raise ServiceFailure.
+    """
+
+    def __init__(self, resolve: Callable[[str], Served], retry_s: float = 30.0) -> None:
+        self._resolve = resolve
+        self._retry_s = retry_s
+
+    def chat_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """The token ids of a conversation, ready to be answered."""
+        served = self._resolve(model)
+        _facts(served, GenerationManifest)
+        if served.template is None:
+            raise ServiceFailure("invalid", f"{served.manifest.name} has no chat template; use /v1/completions")
+        try:
+            return served.tokenizer.encode(served.template.render(messages, tools), special=False)
+        except ChatTemplateError as error:
+            raise ServiceFailure("invalid", f"messages: {error}") from error
+
+    def encode(self, model: str, text: str) -> list[int]:
+        """The token ids of a plain text, with the opening mark if the model has one."""
+        return self._resolve(model).tokenizer.encode(text)
+
+    async def generate(self, model: str, prompt_tokens: Sequence[int], sampling: Sampling) -> AsyncGenerator[TextDelta, None]:
+        """Continue a prompt. The last delta has `finish` and `usage`. Close it when you stop early: that ends the work on it."""
+        prompt = tuple(prompt_tokens)
+        payload = _int32(prompt)
+        ends_at_s = time.monotonic() + sampling.deadline_s
+
+        async def begin(served: Served) -> tuple[AsyncGenerator[Tokens | Done, None], Tokens | Done]:
+            left_s = max(0.001, ends_at_s - time.monotonic())
+            reports = served.worker.stream(_generate(served, prompt, sampling, left_s), payload, left_s)
+            return reports, await anext(reports)
+
+        answer = Answer(self._resolve(model).tokenizer, len(prompt), sampling.stop)
+        reports, report = await self._persist(model, ends_at_s, begin)
+        try:
+            async with aclosing(reports):
+                while isinstance(report, Tokens):
+                    delta = answer.feed(report)
+                    if delta.text or delta.logprobs:
+                        yield delta
+                    if answer.is_stopped:
+                        break
+                    report = await anext(reports)
+        except (WorkerLost, WorkerRefused) as error:
+            raise _failure(error) from error
+        yield answer.end(str(report.result.get("finish", "stop")) if isinstance(report, Done) else "stop")
+
+    async def embed(self, model: str, inputs: Sequence[str | Sequence[int]], deadline_s: float = 60.0) -> Embeddings:
+        """One vector per input; a text longer than the model reads is cut, as its authors do."""
+        facts = _facts(self._resolve(model), EmbeddingManifest).embedding
+        sequences = await self._sequences(model, inputs, facts.max_tokens)
+        rows = await self._encode(model, sequences, deadline_s)
+        return Embeddings(rows, sum(min(len(tokens), facts.max_tokens) for tokens in sequences))
+
+    async def classify(self, model: str, inputs: Sequence[str], deadline_s: float = 60.0) -> list[list[tuple[str, float]]]:
+        """Per input all labels with their probabilities, the likeliest first."""
+        facts = _facts(self._resolve(model), ClassificationManifest).classification
+        logits = await self._encode(model, await self._sequences(model, inputs, facts.max_tokens), deadline_s)
+        return [[(item.label, item.score) for item in row] for row in top_labels(logits, facts.labels, len(facts.labels))]
+
+    async def _sequences(self, model: str, inputs: Sequence[str | Sequence[int]], max_tokens: int) -> list[Sequence[int]]:
+        tokenizer = self._resolve(model).tokenizer
+
+        def tokenise() -> list[Sequence[int]]:
+            return [tokenizer.encode(item, max_tokens=max_tokens) if isinstance(item, str) else item for item in inputs]
+
+        sequences = await anyio.to_thread.run_sync(tokenise)
+        for index, tokens in enumerate(sequences):
+            if not tokens or min(tokens) < 0 or max(tokens) >= tokenizer.size:
+                raise ServiceFailure("invalid", f"input[{index}] must have one token or more, each from 0 to {tokenizer.size - 1}")
+        return sequences
+
+    async def _encode(self, model: str, sequences: Sequence[Sequence[int]], deadline_s: float) -> NDArray[np.float32]:
+        payload = b"".join(_int32(tokens) for tokens in sequences)
+        ends_at_s = time.monotonic() + deadline_s
+
+        async def ask(served: Served) -> tuple[Done, bytes]:
+            left_s = max(0.001, ends_at_s - time.monotonic())
+            lengths = tuple(len(tokens) for tokens in sequences)
+            return await served.worker.call(Encode(0, served.manifest.name, lengths, left_s), payload, left_s)
+
+        done, rows = await self._persist(model, ends_at_s, ask)
+        return np.frombuffer(rows, "<f4").reshape(len(sequences), int(done.result["columns"])).astype(np.float32, copy=False)
+
+    async def _persist(self, model: str, ends_at_s: float, ask: Callable[[Served], Awaitable[Found]]) -> Found:
+        """`ask`, and once more if the worker is lost under it, as soon as the model is open again."""
+        served = self._resolve(model)
+        try:
+            return await ask(served)
+        except (WorkerLost, WorkerRefused, ProtocolError) as error:
+            failure = _failure(error)
+            if failure.code not in ("worker_lost", "not_ready"):
+                raise failure from error
+        return await self._again(model, served.worker, min(ends_at_s, time.monotonic() + self._retry_s), failure, ask)
+
+    async def _again(
+        self, model: str, worker: Worker, give_up_at_s: float, failure: ServiceFailure, ask: Callable[[Served], Awaitable[Found]]
+    ) -> Found:
+        pause_s = FIRST_PAUSE_S
+        while (left_s := give_up_at_s - time.monotonic()) > 0:
+            try:
+                await worker.until_running(left_s)
+                return await ask(self._resolve(model))
+            except (WorkerLost, WorkerRefused, ServiceFailure) as error:
+                failure = _failure(error)
+                if failure.code != "not_ready":
+                    raise failure from error
+            await anyio.sleep(min(left_s, random.random() * pause_s))
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        raise failure
+
+
+Kind = TypeVar("Kind", GenerationManifest, EmbeddingManifest, ClassificationManifest)
+
+
+def _facts(served: Served, kind: type[Kind]) -> Kind:
+    if not isinstance(served.manifest, kind):
+        raise ServiceFailure("invalid", f"{served.manifest.name} is a model for {served.manifest.task} and cannot do this")
+    return served.manifest
+
+
+def _generate(served: Served, prompt: Sequence[int], sampling: Sampling, deadline_s: float) -> Generate:
+    facts = _facts(served, GenerationManifest).generation
+    room = served.context_tokens - len(prompt)
+    if room < 1:
+        raise ServiceFailure(
+            "context_length_exceeded",
+            f"the prompt has {len(prompt)} tokens; prompt and answer together must fit into {served.context_tokens} tokens",
+        )
+    return Generate(
+        request=0,
+        model=served.manifest.name,
+        max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
+        temperature=facts.temperature if sampling.temperature is None else sampling.temperature,
+        top_p=facts.top_p if sampling.top_p is None else sampling.top_p,
+        top_k=sampling.top_k or 0,
+        seed=sampling.seed,
+        stop_tokens=served.tokenizer.eos_ids,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        top_logprobs=sampling.top_logprobs,
+        priority=sampling.priority,
+        deadline_s=deadline_s,
+    )
+
+
+def _failure(error: WorkerLost | WorkerRefused | ServiceFailure | ProtocolError) -> ServiceFailure:
+    match error:
+        case ServiceFailure():
+            return error
+        case WorkerLost():
+            return ServiceFailure("worker_lost", str(error))
+        case WorkerRefused(reason=reason):
+            return ServiceFailure(FAILURES.get(reason, reason), str(error))
+        case _:
+            return ServiceFailure("invalid", str(error))
+
+
+def _int32(tokens: Sequence[int]) -> bytes:
+    return np.asarray(tokens, dtype="<i4").tobytes()

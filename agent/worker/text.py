@@ -1,0 +1,183 @@
+"""Text generation in the worker: one scheduler per open model, all stepped in turn."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Set, Tuple
+
+import numpy as np
+
+from agent.worker.loop import Emit, Refusal
+from agent.worker_protocol import Cancel, CloseModel, Done, Failed, Generate, OpenModel, Tokens
+from models.engines import EngineError, EngineOptions, GenerationEngine, open_generation_engine
+from models.manifest import GenerationManifest, manifest_from_mapping
+from models.record import from_mapping
+from models.tasks.generation.sampling import Sampling
+from models.tasks.generation.scheduler import Scheduler, SchedulerSettings
+from models.tasks.generation.sequence import GenerationRequest, Output, Refused
+
+OpenEngine = Callable[[Path, EngineOptions, str], GenerationEngine]
+
+ENDS: Dict[str, str] = {"cancelled": "the request was cancelled", "deadline": "the answer was not complete before its deadline"}
+
+
+class OpenText:
+    """An open model and the numbers of its requests that have not ended."""
+
+    def __init__(self, message: OpenModel, engine: GenerationEngine, scheduler: Scheduler) -> None:
+        self.message = message
+        self.engine = engine
+        self.scheduler = scheduler
+        self.requests: Set[int] = set()
+
+
+class TextService:
+    handles: Tuple[Any, ...] = (OpenModel, CloseModel, Generate, Cancel)
+
+    def __init__(
+        self,
+        emit: Emit,
+        wake: Callable[[], None],
+        open_engine: OpenEngine = open_generation_engine,
+        settings: Optional[SchedulerSettings] = None,
+    ) -> None:
+        self._emit = emit
+        self._open_engine = open_engine
+        self._settings = settings or SchedulerSettings()
+        self._models: Dict[str, OpenText] = {}
+
+    def handle(self, message: Any, payload: bytes) -> None:
+        if isinstance(message, Generate):
+            self._generate(message, payload)
+        elif isinstance(message, OpenModel):
+            self._open(message)
+        elif isinstance(message, CloseModel):
+            self._close(message.model)
+            self._emit(Done(message.request))
+        elif isinstance(message, Cancel):
+            for model in self._models.values():
+                model.scheduler.cancel(message.target)
+
+    def step(self) -> bool:
+        for name, model in list(self._models.items()):
+            if not model.scheduler.is_idle:
+                self._step(name, model)
+        return any(not model.scheduler.is_idle for model in self._models.values())
+
+    def status(self) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, Dict[str, Any]]]:
+        return {name: _status(model) for name, model in self._models.items()}, {}
+
+    def close(self) -> None:
+        for name in list(self._models):
+            self._close(name)
+
+    def _open(self, message: OpenModel) -> None:
+        manifest = manifest_from_mapping(message.manifest)
+        if not isinstance(manifest, GenerationManifest):
+            raise Refusal("invalid", f"model {message.model} has task {manifest.task!r}; the text service generates")
+        self._close(message.model)  # before the new one is opened: there may not be memory for both
+        model = self._load(message)
+        self._models[message.model] = model
+        self._emit(Done(message.request, _facts(model.engine)))
+
+    def _load(self, message: OpenModel) -> OpenText:
+        engine = self._open_engine(Path(message.folder), from_mapping(EngineOptions, message.options), message.runtime)
+        return OpenText(message, engine, Scheduler(engine, self._settings))
+
+    def _close(self, name: str) -> None:
+        model = self._models.pop(name, None)
+        if model is not None:
+            self._fail_all(model, "cancelled", f"model {name} was closed")
+            model.engine.close()
+
+    def _generate(self, message: Generate, payload: bytes) -> None:
+        model = self._models.get(message.model)
+        if model is None:
+            raise Refusal("unknown_model", f"model {message.model} is not open; open are {', '.join(self._models) or 'none'}")
+        try:
+            model.scheduler.add(_request(message, payload))
+        except Refused as refused:
+            raise Refusal(refused.code, str(refused)) from refused
+        model.requests.add(message.request)
+
+    def _step(self, name: str, model: OpenText) -> None:
+        try:
+            outputs = model.scheduler.step()
+        except EngineError as error:
+            # What the engine holds cannot be trusted any more. If it cannot be opened anew either, the worker ends and is restarted.
+            traceback.print_exc()
+            self._fail_all(model, "engine", str(error))
+            model.engine.close()
+            self._models[name] = self._load(model.message)
+            return
+        for output in outputs:
+            self._report(model, output)
+
+    def _report(self, model: OpenText, output: Output) -> None:
+        if output.tokens:
+            self._emit(Tokens(output.number, output.tokens, output.logprobs, output.cached_tokens))
+        if output.finish is None:
+            return
+        model.requests.discard(output.number)
+        if output.finish in ENDS:
+            self._emit(Failed(output.number, output.finish, ENDS[output.finish]))
+            return
+        result = {
+            "finish": output.finish,
+            "prompt_tokens": output.prompt_tokens,
+            "generated_tokens": output.generated_tokens,
+            "cached_tokens": output.cached_tokens,
+        }
+        self._emit(Done(output.number, result))
+
+    def _fail_all(self, model: OpenText, code: str, message: str) -> None:
+        for number in sorted(model.requests):
+            self._emit(Failed(number, code, message))
+        model.requests.clear()
+
+
+def _request(message: Generate, payload: bytes) -> GenerationRequest:
+    if len(payload) % 4:
+        raise Refusal("invalid", f"the prompt has {len(payload)} bytes, not a multiple of 4")
+    sampling = Sampling(
+        message.temperature,
+        message.top_p,
+        message.top_k,
+        message.seed,
+        message.presence_penalty,
+        message.frequency_penalty,
+        message.top_logprobs,
+    )
+    return GenerationRequest(
+        message.request,
+        tuple(np.frombuffer(payload, "<i4").tolist()),
+        message.max_tokens,
+        sampling,
+        message.stop_tokens,
+        message.priority,
+        time.monotonic() + message.deadline_s,
+    )
+
+
+def _facts(engine: GenerationEngine) -> Dict[str, Any]:
+    return {
+        "provider": engine.provider,
+        "slots": engine.slots,
+        "context_tokens": engine.context_tokens,
+        "vocabulary": engine.vocabulary,
+    }
+
+
+def _status(model: OpenText) -> Dict[str, Any]:
+    load = model.scheduler.load
+    return {
+        "task": "generation",
+        **_facts(model.engine),
+        "running": load.running,
+        "waiting": load.waiting,
+        "prompt_tokens": load.prompt_tokens,
+        "cached_tokens": load.cached_tokens,
+        "generated_tokens": load.generated_tokens,
+    }
