@@ -6,9 +6,11 @@ or rejected, and then nothing was done. A killed node finishes the story at its 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -76,8 +78,8 @@ class Commands:
         self._jobs: dict[str, _Job] = {}
         self._tasks: TaskGroup | None = None
         self._is_recovered = anyio.Event()
-        self._work_in, self._work = anyio.create_memory_object_stream[_Job](1024)
-        self._out, self.outgoing = anyio.create_memory_object_stream[Result](256)
+        self._turn = anyio.Lock()
+        self.outgoing: asyncio.Queue[Result] = asyncio.Queue(256)
         self.overflowed = 0
 
     @property
@@ -91,8 +93,7 @@ class Commands:
             for entry in await to_thread.run_sync(self._journal.open_entries, self._clock()):
                 await self._resume(entry)
             self._is_recovered.set()
-            async for job in self._work:
-                await self._execute(job)
+            await anyio.sleep_forever()
 
     async def receive(self, message: Received, op: str, acknowledge: Callable[[], None]) -> None:
         """One publication on `cmd/{op}`. Acknowledged once it is in the journal, or can never get there."""
@@ -187,9 +188,7 @@ class Commands:
 
     def _start(self, job: _Job) -> None:
         self._jobs[job.command.id] = job
-        if job.operation.lane == "work":
-            self._work_in.send_nowait(job)
-        elif self._tasks is not None:
+        if self._tasks is not None:
             self._tasks.start_soon(self._execute, job)
 
     async def _execute(self, job: _Job) -> None:
@@ -197,9 +196,11 @@ class Commands:
         final: Result | None = None
         with job.scope:
             try:
-                await anyio.lowlevel.checkpoint()  # cancelled or too late while it waited: then nothing is begun
-                await self._advance(job, "executing")
-                final = self._result(command.id, command.op, job.seq + 1, "succeeded", output=await self._handle(job), progress=1.0)
+                async with self._turn if job.operation.lane == "work" else nullcontext():
+                    await anyio.lowlevel.checkpoint()  # cancelled or too late while it waited: then nothing is begun
+                    await self._advance(job, "executing")
+                    output = await self._handle(job)
+                final = self._result(command.id, command.op, job.seq + 1, "succeeded", output=output, progress=1.0)
                 encode(final)
             except CommandFailed as error:
                 status: Status = "rejected" if isinstance(error, CommandRejected) else "failed"
@@ -261,8 +262,8 @@ class Commands:
         if result.status in FINAL_STATUSES and not result.replayed:
             logger.info("command %s (%s): %s", result.id, result.op, result.status)
         try:
-            self._out.send_nowait(result)
-        except anyio.WouldBlock:
+            self.outgoing.put_nowait(result)
+        except asyncio.QueueFull:
             self.overflowed += 1
 
     def _first(

@@ -247,7 +247,7 @@ class Session:
                 while unsent := await to_thread.run_sync(self._journal.unsent):
                     for result in unsent:
                         await self._send_result(link, result)
-            await self._send_result(link, await self._commands.outgoing.receive())
+            await self._send_result(link, await self._commands.outgoing.get())
 
     async def _send_result(self, link: Link, result: Result) -> None:
         try:
