@@ -91,7 +91,8 @@ _CONVERTERS = {
 
 def _build(request: BuildRequest, key: EngineKey, store: Store, report: Report) -> StoredEngine:
     size = sum(path.stat().st_size for path in request.sources.values())
-    store.require_space(2 * size, f"converting {request.manifest.name}")
+    # A copy to compare with, the result, and what the result may be larger.
+    store.require_space(3 * size, f"converting {request.manifest.name}")
     with store.temporary() as temporary:
         folder, scratch = temporary / "engine", temporary / "scratch"
         folder.mkdir()

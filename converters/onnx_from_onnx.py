@@ -40,13 +40,15 @@ def onnx_from_onnx(
     `external`: files that the model may refer to, by name. Raises ConversionError.
     """
     used = check_model(source, external, manifest)
-    _place(source, scratch / "model.onnx")
+    # Copies: of links, soft or hard, the checker takes neither.
+    shutil.copyfile(source, scratch / "model.onnx")
     for name in used:
-        _place(external[name], scratch / name)
+        shutil.copyfile(external[name], scratch / name)
     _run_checker(scratch / "model.onnx", source.name)
     target = folder / "model.onnx"
     size = sum(path.stat().st_size for path in scratch.iterdir())
-    _optimise(scratch / "model.onnx", target, size)
+    # What lay outside the graph stays outside; without this the written graph would point to where the source's weights lie.
+    _optimise(scratch / "model.onnx", target, writes_external=bool(used) or size > EXTERNAL_FROM_BYTES)
     written = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
     if written > size * MAX_GROWTH + (1 << 20):
         log.info("optimised graph is %d bytes against %d; the source's own graph is kept", written, size)
@@ -129,21 +131,13 @@ def _run_checker(path: Path, name: str) -> None:
         raise ConversionError(f"{name} does not pass the ONNX checker: {error}") from error
 
 
-def _place(source: Path, target: Path) -> None:
-    """The same file under a second name: no copy where a link will do; symbolic ones the checker refuses."""
-    try:
-        target.hardlink_to(source.resolve())
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _optimise(source: Path, target: Path, size: int) -> None:
+def _optimise(source: Path, target: Path, writes_external: bool) -> None:
     options = onnxruntime.SessionOptions()
     # The levels above bind a graph to the instruction set of the machine that wrote it.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(target)
     options.intra_op_num_threads = 1
-    if size > EXTERNAL_FROM_BYTES:
+    if writes_external:
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
     try:
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
