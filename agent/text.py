@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.answer import Answer
-from agent.errors import WorkerLost, WorkerRefused
+from agent.errors import AgentError, WorkerLost, WorkerRefused
 from agent.http.collaborators import Sampling, ServiceFailure, TextDelta
 from agent.supervision.worker import Worker
 from agent.worker_protocol import Done, Encode, Generate, ProtocolError, Tokens
@@ -26,9 +26,6 @@ from models.tasks.classification import top_labels
 from models.tokenizer import Tokenizer
 
 Found = TypeVar("Found")
-
-# What a worker refuses, in the words of the HTTP side. It does not know a model that we do: it was restarted and is loading again.
-FAILURES = {"unknown_model": "not_ready"}
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 1.0
@@ -57,7 +54,7 @@ class TextService:
     """`resolve` gives what serves a name or an alias, or raises ServiceFailure (unknown_model, not_ready).
 
     A request whose worker dies before anything of the answer was given out is asked once more, at most `retry_s` later. All methods
-    raise ServiceFailure.
+    raise AgentError: ServiceFailure, WorkerRefused, WorkerLost.
     """
 
     def __init__(self, resolve: Callable[[str], Served], retry_s: float = 30.0) -> None:
@@ -101,8 +98,8 @@ class TextService:
                     if answer.is_stopped:
                         break
                     report = await anext(reports)
-        except (WorkerLost, WorkerRefused) as error:
-            raise _failure(error) from error
+        except WorkerRefused as error:
+            raise _in_words_for_clients(error) from error
         yield answer.end(str(report.result.get("finish", "stop")) if isinstance(report, Done) else "stop")
 
     async def embed(self, model: str, inputs: Sequence[str | Sequence[int]], deadline_s: float = 60.0) -> Embeddings:
@@ -147,23 +144,27 @@ class TextService:
         served = self._resolve(model)
         try:
             return await ask(served)
-        except (WorkerLost, WorkerRefused, ProtocolError) as error:
-            failure = _failure(error)
-            if failure.code not in ("worker_lost", "not_ready"):
+        except ProtocolError as error:
+            raise ServiceFailure("invalid", str(error)) from error
+        except WorkerLost as error:
+            failure: AgentError = error
+        except WorkerRefused as error:
+            failure = _in_words_for_clients(error)
+            if not _is_loading(failure):
                 raise failure from error
         return await self._again(model, served.worker, min(ends_at_s, time.monotonic() + self._retry_s), failure, ask)
 
     async def _again(
-        self, model: str, worker: Worker, give_up_at_s: float, failure: ServiceFailure, ask: Callable[[Served], Awaitable[Found]]
+        self, model: str, worker: Worker, give_up_at_s: float, failure: AgentError, ask: Callable[[Served], Awaitable[Found]]
     ) -> Found:
         pause_s = FIRST_PAUSE_S
         while (left_s := give_up_at_s - time.monotonic()) > 0:
             try:
                 await worker.until_running(left_s)
                 return await ask(self._resolve(model))
-            except (WorkerLost, WorkerRefused, ServiceFailure) as error:
-                failure = _failure(error)
-                if failure.code != "not_ready":
+            except (WorkerRefused, ServiceFailure) as error:
+                failure = _in_words_for_clients(error)
+                if not _is_loading(failure):
                     raise failure from error
             await anyio.sleep(min(left_s, random.random() * pause_s))
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
@@ -204,16 +205,15 @@ def _generate(served: Served, prompt: Sequence[int], sampling: Sampling, deadlin
     )
 
 
-def _failure(error: WorkerLost | WorkerRefused | ServiceFailure | ProtocolError) -> ServiceFailure:
-    match error:
-        case ServiceFailure():
-            return error
-        case WorkerLost():
-            return ServiceFailure("worker_lost", str(error))
-        case WorkerRefused(reason=reason):
-            return ServiceFailure(FAILURES.get(reason, reason), str(error))
-        case _:
-            return ServiceFailure("invalid", str(error))
+def _in_words_for_clients(error: WorkerRefused | ServiceFailure) -> AgentError:
+    """A model that is unknown to the worker but known to us: the worker was restarted and is loading again."""
+    if isinstance(error, WorkerRefused) and error.reason == "unknown_model":
+        return ServiceFailure("not_ready", f"the model is being loaded again: {error}")
+    return error
+
+
+def _is_loading(failure: AgentError) -> bool:
+    return isinstance(failure, ServiceFailure) and failure.reason == "not_ready"
 
 
 def _int32(tokens: Sequence[int]) -> bytes:
