@@ -17,7 +17,7 @@ CONFIGURATION = """
 user root
 listener {port} 127.0.0.1
 allow_anonymous true
-set_tcp_nodelay true
+set_tcp_nodelay {nodelay}
 max_packet_size 131072
 persistence {persistence}
 persistence_location {folder}/
@@ -36,14 +36,14 @@ def free_port() -> int:
 class Mosquitto:
     """One broker process that can be stopped and started again on the same port, with or without its memory."""
 
-    def __init__(self, folder: Path, extra: str = "", keeps_state: bool = False) -> None:
+    def __init__(self, folder: Path, extra: str = "", keeps_state: bool = False, is_stock: bool = False) -> None:
         self.host = "127.0.0.1"
         self.port = free_port()
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._file = folder / "mosquitto.conf"
-        persistence = "true" if keeps_state else "false"
-        self._file.write_text(CONFIGURATION.format(port=self.port, folder=folder, persistence=persistence) + extra)
+        values = {"port": self.port, "folder": folder, "persistence": str(keeps_state).lower(), "nodelay": str(not is_stock).lower()}
+        self._file.write_text(CONFIGURATION.format(**values) + extra)
 
     def start(self, deadline_s: float = 10.0) -> None:
         if BINARY is None:
@@ -75,10 +75,10 @@ class Mosquitto:
 
 
 @contextmanager
-def running_mosquitto(folder: Path, extra: str = "", keeps_state: bool = False) -> Iterator[Mosquitto]:
-    """`extra` goes to the end of the configuration file: an ACL, TLS, limits."""
+def running_mosquitto(folder: Path, extra: str = "", keeps_state: bool = False, is_stock: bool = False) -> Iterator[Mosquitto]:
+    """`extra` goes to the end of the configuration file: an ACL, TLS, limits. `is_stock` leaves Nagle's algorithm on."""
     folder.mkdir(parents=True, exist_ok=True)
-    broker = Mosquitto(folder, extra, keeps_state)
+    broker = Mosquitto(folder, extra, keeps_state, is_stock)
     broker.start()
     try:
         yield broker
