@@ -94,7 +94,8 @@ def _summary(manifest: Manifest, store: Store) -> dict[str, Any]:
 def _pull(arguments: argparse.Namespace, catalog: Catalog, store: Store) -> int:
     manifests = [catalog.find(name) for name in arguments.names]
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         for manifest in manifests:
             for role, file in manifest.files.items():
                 is_here = store.find(file) is not None

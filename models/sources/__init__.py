@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from models.durable import NoSpace, sha256_of
 from models.manifest import ModelFile
@@ -66,22 +66,26 @@ def _fetch(file: ModelFile, store: Store, progress: Progress, environment: Mappi
     for name, attempt in _attempts(file, store.expected_sha256(file), environment):
         try:
             with store.temporary() as folder:
-                return _adopt(attempt(Work(file, store, folder, environment, progress)), file, store)
-        except NotThere as reason:
-            failures.append((name, reason))
+                blob = _adopt(attempt(Work(file, store, folder, environment, progress)), file, store)
         except SourceError as reason:
             failures.append((name, reason))
-            if name != file.source:
-                log.warning("%s is of no use for %s: %s", name, file.source, reason)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise SourceError(f"{file.source} from {name}: {error}") from error
             raise NoSpace(f"{store.root} is full while fetching {file.source}; make room (`hotspare models rm NAME`)") from error
-    last = failures[-1][1]
-    if len(failures) == 1:
-        raise last
-    asked = ", ".join(name for name, _ in failures[:-1])
-    raise type(last)(f"{last} (asked before: {asked})") from last
+        else:
+            for other, failure in failures:
+                if not isinstance(failure, NotThere):
+                    log.warning("%s came from %s, for %s was of no use: %s", file.source, name, other, failure)
+            return blob
+    raise _most_telling(failures)
+
+
+def _most_telling(failures: Sequence[Tuple[str, SourceError]]) -> SourceError:
+    """The last failure that is more than an absent file, or else the last, with the other places that were asked."""
+    place, reason = next((one for one in reversed(failures) if not isinstance(one[1], NotThere)), failures[-1])
+    others = ", ".join(name for name, _ in failures if name != place)
+    return type(reason)(f"{reason} (also asked: {others})") if others else reason
 
 
 def _attempts(file: ModelFile, sha256: str, environment: Mapping[str, str]) -> Iterator[Tuple[str, Callable[[Work], Path]]]:

@@ -170,13 +170,20 @@ def test_wrong_file_in_the_mirror_is_passed_over(
     server.files[PATH] = Served(BODY)
     environment = {**hub(server), "HOTSPARE_MIRROR": str(tmp_path)}
     assert fetch(ModelFile(SOURCE, DIGEST), store, environment=environment).read_bytes() == BODY
-    assert "is of no use" in caplog.text
+    assert "was of no use" in caplog.text
 
 
 def test_failure_names_every_place_that_was_asked(store: Store, server: FileServer, tmp_path: Path) -> None:
     environment = {**hub(server), "HOTSPARE_MIRROR": str(tmp_path)}
-    with pytest.raises(NotThere, match=rf"answered 404 .*asked before: {tmp_path}/hf/acme"):
+    with pytest.raises(NotThere, match=rf"answered 404 .*also asked: {tmp_path}/hf/acme"):
         fetch(ModelFile(SOURCE), store, environment=environment)
+
+
+def test_wrong_file_outweighs_absent_ones(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "model.onnx").write_bytes(b"another")
+    with pytest.raises(DigestMismatch, match=rf"pins {DIGEST}.*also asked: {tmp_path}/{DIGEST}, {tmp_path}/model.onnx"):
+        fetch(ModelFile("mirror:part/model.onnx", DIGEST), store, environment={"HOTSPARE_MIRROR": str(tmp_path)})
 
 
 def test_mirror_source(store: Store, tmp_path: Path) -> None:

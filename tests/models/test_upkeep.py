@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.durable import StoreBusy
+from models.engine_record import RECORD_NAME, EngineKey
+from models.manifest import Embedding, EmbeddingManifest, ModelFile
+from models.store import Store, open_store
+from models.upkeep import evict, remove, usage, verify
+
+KEY = EngineKey("tiny", "m" * 64, {}, "copy/1", "onnxruntime", "1.23.0", "cpu", "float32")
+
+
+def manifest(name: str, *sources: str) -> EmbeddingManifest:
+    files = {f"part{index}": ModelFile(source) for index, source in enumerate(sources)}
+    return EmbeddingManifest(name, "Apache-2.0", "", "onnx", files, embedding=Embedding(8, 8))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "state")
+
+
+def add_blob(store: Store, source: str, content: bytes, used_at: float = 1000.0) -> Path:
+    with store.temporary() as folder:
+        (folder / "blob").write_bytes(content)
+        path = store.adopt(folder / "blob", source, hashlib.sha256(content).hexdigest())
+    os.utime(path, (used_at, used_at))
+    return path
+
+
+def add_engine(store: Store, model: str = "tiny", content: bytes = b"engine", used_at: float = 1000.0) -> Path:
+    with store.temporary() as folder:
+        (folder / "model.onnx").write_bytes(content)
+        path = store.publish_engine(replace(KEY, model=model), folder, {}, {}).folder
+    os.utime(path, (used_at, used_at))
+    return path
+
+
+def test_whole_store_is_whole(store: Store) -> None:
+    add_blob(store, "mirror:a", b"aaa")
+    add_engine(store)
+    seen: list[Path] = []
+    assert verify(store, progress=seen.append) == []
+    assert len(seen) == 2
+
+
+def test_verify_names_what_is_torn_and_what_is_foreign(store: Store) -> None:
+    blob, engine = add_blob(store, "mirror:a", b"aaa"), add_engine(store)
+    torn_engine = add_engine(store, "other")
+    blob.chmod(0o644)
+    blob.write_bytes(b"aab")
+    (blob.parent / "readme.txt").write_text("not ours")
+    (engine / "model.onnx").chmod(0o644)
+    (engine / "model.onnx").write_bytes(b"ENGINE")  # of the same length: only its digest tells
+    (engine / "extra.bin").write_bytes(b"")
+    (torn_engine / RECORD_NAME).write_bytes(b"{")
+    found = {(damage.kind, damage.path) for damage in verify(store)}
+    assert found == {
+        ("torn", blob),
+        ("foreign", blob.parent / "readme.txt"),
+        ("torn", engine / "model.onnx"),
+        ("foreign", engine / "extra.bin"),
+        ("torn", torn_engine),
+    }
+    assert {damage.path for damage in verify(store, manifest("tiny", "mirror:a"))} == {blob, engine / "model.onnx", engine / "extra.bin"}
+
+
+def test_remove_keeps_what_other_models_need(store: Store) -> None:
+    own, common = add_blob(store, "mirror:own", b"x" * 1000), add_blob(store, "mirror:common", b"y" * 500)
+    engine, other_engine = add_engine(store), add_engine(store, "other")
+    freed = remove(store, manifest("tiny", "mirror:own", "mirror:common"), [manifest("other", "mirror:common")])
+    assert 1000 + len(b"engine") < freed < 2500
+    assert not own.exists() and not engine.exists()
+    assert common.exists() and other_engine.exists()
+    assert store.recorded_sha256("mirror:own"), "the digest of the first use outlives the file"
+    assert list((store.root / "temporary").iterdir()) == []
+
+
+def test_remove_takes_unfinished_downloads_and_forgets_when_told(store: Store) -> None:
+    partial = store.partial_folder("mirror:own")
+    partial.mkdir()
+    (partial / "data").write_bytes(b"half")
+    add_blob(store, "mirror:own", b"x")
+    remove(store, manifest("tiny", "mirror:own"), forget=True)
+    assert not partial.exists()
+    assert store.sources() == {}
+
+
+def test_model_in_use_is_not_removed(store: Store) -> None:
+    blob, engine = add_blob(store, "mirror:own", b"x"), add_engine(store)
+    with store.using(KEY), pytest.raises(StoreBusy):
+        remove(store, manifest("tiny", "mirror:own"))
+    assert blob.exists() and engine.exists()
+
+
+def test_eviction_takes_what_was_not_used_for_longest(store: Store) -> None:
+    old, middle, new = (add_blob(store, f"mirror:{age}", bytes([age]) * 1000, used_at=age) for age in (1, 2, 3))
+    assert usage(store).total_bytes == 3000
+    assert evict(store, budget_bytes=3000) == []
+    assert evict(store, budget_bytes=3000, needed_bytes=1500) == [old, middle]
+    assert new.exists()
+
+
+def test_eviction_spares_what_is_kept_or_open(store: Store) -> None:
+    kept_engine, open_engine = add_engine(store, "kept", used_at=1), add_engine(store, "tiny", used_at=2)
+    blob, kept_blob = add_blob(store, "mirror:a", b"a", used_at=3), add_blob(store, "mirror:b", b"b", used_at=4)
+    with store.using(KEY):
+        assert evict(store, budget_bytes=0, keep={"kept", kept_blob.name}) == [blob]
+    assert kept_engine.exists() and open_engine.exists() and kept_blob.exists()
+    assert evict(store, budget_bytes=0, keep={"kept", kept_blob.name}) == [open_engine]
+
+
+def test_use_of_an_engine_counts(store: Store) -> None:
+    older, newer = add_engine(store, "tiny", used_at=1), add_engine(store, "other", used_at=2)
+    assert store.find_engine(KEY) is not None
+    assert evict(store, usage(store).total_bytes - 1) == [newer]
+    assert older.exists()
