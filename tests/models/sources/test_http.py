@@ -78,7 +78,7 @@ def test_bytes_that_were_not_surely_on_the_disk_are_fetched_again(server: FileSe
     """After a power cut the end of a file may be zeros."""
     server.files["/f"] = Served(BODY)
     target, url = tmp_path / "f", f"{server.url}/f"
-    target.write_bytes(BODY[:200_000] + bytes(50_000))
+    target.write_bytes(BODY[:200_000] + bytes(800_000))
     write_partial(target, Partial(url, '"one"', 200_000, len(BODY)))
     fetch(Request(url), target)
     assert server.requests[0][1]["range"] == "bytes=200000-"
