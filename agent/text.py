@@ -89,17 +89,14 @@ class TextService:
 
         answer = Answer(self._resolve(model).tokenizer, len(prompt), sampling.stop)
         reports, report = await self._persist(model, ends_at_s, begin)
-        try:
-            async with aclosing(reports):
-                while isinstance(report, Tokens):
-                    delta = answer.feed(report)
-                    if delta.text or delta.logprobs:
-                        yield delta
-                    if answer.is_stopped:
-                        break
-                    report = await anext(reports)
-        except WorkerRefused as error:
-            raise _in_words_for_clients(error) from error
+        async with aclosing(reports):
+            while isinstance(report, Tokens):
+                delta = answer.feed(report)
+                if delta.text or delta.logprobs:
+                    yield delta
+                if answer.is_stopped:
+                    break
+                report = await anext(reports)
         yield answer.end(str(report.result.get("finish", "stop")) if isinstance(report, Done) else "stop")
 
     async def embed(self, model: str, inputs: Sequence[str | Sequence[int]], deadline_s: float = 60.0) -> Embeddings:
@@ -151,7 +148,7 @@ class TextService:
         except WorkerRefused as error:
             failure = _in_words_for_clients(error)
             if not _is_loading(failure):
-                raise failure from error
+                raise
         return await self._again(model, served.worker, min(ends_at_s, time.monotonic() + self._retry_s), failure, ask)
 
     async def _again(
@@ -165,7 +162,7 @@ class TextService:
             except (WorkerRefused, ServiceFailure) as error:
                 failure = _in_words_for_clients(error)
                 if not _is_loading(failure):
-                    raise failure from error
+                    raise
             await anyio.sleep(min(left_s, random.random() * pause_s))
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
         raise failure

@@ -89,6 +89,8 @@ class Worker:
     def release(self) -> None:
         """End a back-off or quarantine now."""
         self._history = History()
+        if isinstance(self.state, Quarantined):
+            self._enter(BackingOff(time.monotonic(), self.state.cause))
         self._released.set()
 
     async def until_running(self, deadline_s: float) -> Running:

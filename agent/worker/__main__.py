@@ -14,7 +14,7 @@ import socket
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -31,7 +31,8 @@ class OwnPackages:
         return PathFinder.find_spec(name, [str(ROOT)]) if path is None and name in OWN_PACKAGES else None
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], services: Optional[Mapping[str, Tuple[str, str]]] = None) -> int:
+    """Serve until the daemon ends it or is gone; `services` replaces the loop's own table."""
     if len(arguments) != 2 or not arguments[0].isdigit():
         sys.stderr.write("usage: python agent/worker/__main__.py FD NAME; started by the agent only\n")
         return 64
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from agent.worker.loop import Loop
 
     connection = socket.socket(fileno=int(arguments[0]))
-    loop = Loop(connection)
+    loop = Loop(connection, services)
     signal.signal(signal.SIGTERM, lambda *_: loop.end())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loop.run()
