@@ -248,6 +248,17 @@ class Link:
             self._socket.close()
 
 
+class _HandshakeSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails, for then paho forgets it."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 def _configure(client: Client, broker: Broker, will: Will | None) -> None:
     client.connect_timeout = broker.timeout_s
     client.max_inflight_messages_set(broker.receive_maximum)
@@ -255,6 +266,7 @@ def _configure(client: Client, broker: Broker, will: Will | None) -> None:
         client.username_pw_set(broker.username, broker.password_file.read_text().strip() if broker.password_file else None)
     if broker.uses_tls or broker.ca_file or broker.certificate_file:
         context = ssl.create_default_context(cafile=str(broker.ca_file) if broker.ca_file else None)
+        context.sslsocket_class = _HandshakeSocket
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         if broker.certificate_file:
             context.load_cert_chain(broker.certificate_file, broker.key_file)
