@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
-from models.catalog import CatalogError
 from pydantic import JsonValue
 
 from agent.desired import DesiredState
@@ -21,6 +20,7 @@ from agent.protocol.operations import (
 )
 from agent.reconcile import Reconciler
 from agent.state import Broken, Preparing, Refused, Serving
+from models.catalog import CatalogError
 from models.manifest import Manifest, manifest_digest
 
 PROGRESS_EVERY_S = 1.0

@@ -11,14 +11,16 @@ from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
-from models.catalog import CatalogError
 from typing_extensions import assert_never
 
 from agent.desired import DesiredState
 from agent.errors import AgentError
 from agent.plan import Close, Open, Prepare, Start, Step, Stop, plan
 from agent.state import WORKER_OF_TASK, Actual, Broken, ModelState, Prepared, Preparing, Refused, Running, Serving, WorkerName
-from agent.worker_protocol import CloseModel, Done, OpenModel, StartPipeline, StopPipeline
+from agent.supervision.state import Running as WorkerRunning
+from agent.supervision.state import WorkerState
+from agent.worker_protocol import CloseModel, Done, OpenModel, Request, StartPipeline, StopPipeline
+from models.catalog import CatalogError
 from models.manifest import Manifest
 from models.record import to_mapping
 
@@ -34,12 +36,17 @@ Progress = Callable[[str, float], None]
 
 
 class WorkerHandle(Protocol):
-    """What reconciliation needs of a supervised worker. `incarnation` counts its starts; None while it is not running."""
+    """What reconciliation needs of a supervised worker (agent/supervision/worker.py)."""
 
     @property
-    def incarnation(self) -> int | None: ...
+    def state(self) -> WorkerState: ...
 
-    async def call(self, message: Any, payload: bytes = b"", deadline_s: float = 60.0) -> tuple[Done, bytes]: ...
+    async def call(self, message: Request, payload: bytes = b"", deadline_s: float = 30.0) -> tuple[Done, bytes]: ...
+
+
+def incarnation_of(worker: WorkerHandle) -> int | None:
+    """Which of its processes answers now; None while none does."""
+    return worker.state.incarnation if isinstance(worker.state, WorkerRunning) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Reconciler:
 
     @property
     def actual(self) -> Actual:
-        running = {name: worker.incarnation for name, worker in self._workers.items()}
+        running = {name: incarnation_of(worker) for name, worker in self._workers.items()}
         worker_of = {name: WORKER_OF_TASK[manifest.task] for name, manifest in self._manifests.items()}
         alive = {name: incarnation for name, incarnation in running.items() if incarnation is not None}
         return Actual(dict(self._models), dict(self._pipelines), alive, worker_of)
@@ -163,12 +170,12 @@ class Reconciler:
             return
         manifest = self._manifests[model]
         worker = self._workers[WORKER_OF_TASK[manifest.task]]
-        incarnation = worker.incarnation
+        incarnation = incarnation_of(worker)
         message = OpenModel(0, model, to_mapping(manifest), str(state.folder), dict(self._engine_options))
         try:
             done, _ = await worker.call(message, deadline_s=OPEN_DEADLINE_S)
         except AgentError as error:
-            if worker.incarnation == incarnation:  # it lives and said no; a death is the supervisor's business, and we open again
+            if incarnation_of(worker) == incarnation:  # it lives and said no; a death is the supervisor's business, and we open again
                 self._break(model, str(error))
             return
         if incarnation is not None:
@@ -190,11 +197,11 @@ class Reconciler:
     async def _start(self, pipeline: str) -> None:
         settings = self._desired.value.pipelines[pipeline]
         worker = self._workers["vision"]
-        incarnation = worker.incarnation
+        incarnation = incarnation_of(worker)
         try:
             await worker.call(StartPipeline(0, pipeline, dict(settings)), deadline_s=PIPELINE_DEADLINE_S)
         except AgentError as error:
-            if worker.incarnation == incarnation:
+            if incarnation_of(worker) == incarnation:
                 earlier = self._pipelines.get(pipeline)
                 attempts = earlier.attempts + 1 if isinstance(earlier, Refused) else 1
                 logger.warning("pipeline %s does not start: %s", pipeline, error)
@@ -208,7 +215,7 @@ class Reconciler:
     async def _stop(self, pipeline: str) -> None:
         state = self._pipelines.pop(pipeline)
         worker = self._workers["vision"]
-        if isinstance(state, Running) and state.incarnation == worker.incarnation:
+        if isinstance(state, Running) and state.incarnation == incarnation_of(worker):
             try:
                 await worker.call(StopPipeline(0, pipeline), deadline_s=PIPELINE_DEADLINE_S)
             except AgentError as error:
@@ -217,7 +224,7 @@ class Reconciler:
 
     def _is_current(self, model: str, state: Serving) -> bool:
         manifest = self._manifests.get(model)
-        return manifest is not None and self._workers[WORKER_OF_TASK[manifest.task]].incarnation == state.incarnation
+        return manifest is not None and incarnation_of(self._workers[WORKER_OF_TASK[manifest.task]]) == state.incarnation
 
     def _break(self, model: str, message: str) -> None:
         attempts = self._failures[model] = self._failures.get(model, 0) + 1

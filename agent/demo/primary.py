@@ -75,21 +75,27 @@ class SwitchablePrimary:
                 await settled.wait()
 
     async def run(self) -> None:
+        ended = anyio.Event()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._control.run)
             while True:
                 self._changed = anyio.Event()
                 if self._wanted and self._server is None:
                     self._server = HttpServer(cloud_app(), self._open(), stop_s=1.0)
-                    tasks.start_soon(self._server.run)
+                    ended = anyio.Event()
+                    tasks.start_soon(self._serve, self._server, ended)
                     await self._server.started.wait()
                 elif not self._wanted and self._server is not None:
                     self._server.stop()
-                    self._listener.close()
+                    await ended.wait()
                     self._server = None
                 done, self._settled = self._settled, anyio.Event()
                 done.set()
                 await self._changed.wait()
+
+    async def _serve(self, server: HttpServer, ended: anyio.Event) -> None:
+        await server.run()  # it closes the port itself: the event loop must not lose a descriptor that it still watches
+        ended.set()
 
     def _open(self) -> socket.socket:
         if self._listener.fileno() < 0:

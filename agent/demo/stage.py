@@ -15,12 +15,11 @@ from typing import Any
 import anyio
 import httpx
 from rich.console import Console
-from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from agent.config import default_state_folder
 from agent.demo.primary import SwitchablePrimary
-from agent.demo.programs import find, free_port, nginx_command, program, write_mosquitto, write_nginx
+from agent.demo.programs import ProgramError, find, free_port, nginx_command, program, write_mosquitto, write_nginx
 from coordinator.config import NginxSettings
 from coordinator.nginx import render
 
@@ -94,7 +93,7 @@ def camera_settings(video: Path | None) -> dict[str, Any]:
     """The rendered belt, or with a mirror and a video at hand DEIMv2 on real pictures."""
     if video is not None and os.environ.get("HOTSPARE_MIRROR"):
         return {"id": "street", "source": f"file:{video.absolute()}?loop=true", "model": "deimv2-femto", "fps": 10.0, "threshold": 0.5}
-    line = [[0.5, 0.0], [0.5, 1.0]]
+    line = {"start": [0.5, 0.0], "end": [0.5, 1.0]}
     return {"id": "belt", "source": "conveyor:?seed=7", "model": "conveyor-detr", "fps": 12.0, "threshold": 0.5, "line": line}
 
 
@@ -104,14 +103,21 @@ async def run_demo(folder: Path | None, video: Path | None, console: Console) ->
     for name in ("broker", "nginx", "coordinator", "node", "log"):
         (stage.folder / name).mkdir(parents=True, exist_ok=True)
     console.print(f"Hotspare demo, state in [bold]{stage.folder}[/bold]", highlight=False)
+    problem: ProgramError | None = None
     async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
         tasks.start_soon(_end_on_signal, tasks.cancel_scope)
         primary = SwitchablePrimary()
         tasks.start_soon(primary.run)
-        await _start_programs(stage, primary, camera_settings(video), stack)
-        await _wait_until_serving(stage, console)
-        console.print(_welcome(stage, primary))
-        await anyio.sleep_forever()
+        try:
+            await _start_programs(stage, primary, camera_settings(video), stack)
+            await _wait_until_serving(stage, console)
+            _welcome(stage, primary, console)
+            await anyio.sleep_forever()
+        except ProgramError as error:
+            problem = error
+            tasks.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
     console.print("Everything the demo started has ended; its state stays for the next start.")
     return 0
 
@@ -140,7 +146,10 @@ async def _wait_until_serving(stage: Layout, console: Console) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
         with Progress(*columns, console=console) as progress, anyio.fail_after(READY_DEADLINE_S):
             while True:
-                node = (await client.get(f"{stage.node_url}/node")).json()
+                try:
+                    node = (await client.get(f"{stage.node_url}/node")).json()
+                except httpx.HTTPError as error:
+                    raise ProgramError(f"the node at {stage.node_url} is gone ({error}); see {stage.folder}/log/node.log") from error
                 for model in node["models"]:
                     if model["name"] not in bars:
                         bars[model["name"]] = progress.add_task(model["name"], total=1.0, phase="")
@@ -157,17 +166,24 @@ def _show(progress: Progress, bar: TaskID, model: Mapping[str, Any]) -> None:
     progress.update(bar, completed=fraction, phase=str(model["figures"].get("phase", "")) or status)
 
 
-def _welcome(stage: Layout, primary: SwitchablePrimary) -> Panel:
+def _welcome(stage: Layout, primary: SwitchablePrimary, console: Console) -> None:
     body = json.dumps({"model": "deepseek-chat", "messages": [{"role": "user", "content": "What is the capital of France?"}]})
-    return Panel.fit(
-        f"Open [bold cyan]{stage.node_url}/[/bold cyan] for the page: camera, chat, models, and the switch of the cloud API.\n\n"
-        "Three commands to try in another terminal:\n\n"
-        f"  curl -s {stage.front_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n"
-        f"  curl -s -X POST '{primary.switch_url}?on=false'      # the cloud goes down: ask again, the edge answers\n"
-        f"  hotspare fleet --coordinator {stage.coordinator_url} ls\n\n"
-        f"State and logs: {stage.folder}\nCtrl-C ends all of it.",
-        title="Hotspare is running",
+    ask = f"curl -s {stage.front_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    switch = f"curl -s -X POST '{primary.switch_url}?on=false'"
+    fleet = f"{Path(sys.executable).parent / 'hotspare'} fleet --coordinator {stage.coordinator_url} ls"
+    console.rule("Hotspare is running")
+    console.print(
+        f"\nOpen [bold cyan]{stage.node_url}/[/bold cyan]: camera, chat, models, and the switch of the cloud API.\n", highlight=False
     )
+    console.print("Three commands to try in another terminal:\n")
+    for summary, command in (
+        ("ask the front door, where the cloud answers while it is up", ask),
+        ("take the cloud down, then ask again: the edge answers", switch),
+        ("see the fleet as the coordinator does", fleet),
+    ):
+        console.print(f"[dim]# {summary}[/dim]", highlight=False)
+        console.print(command + "\n", highlight=False, markup=False, soft_wrap=True)  # unbroken, so that it can be copied
+    console.print(f"State and logs: {stage.folder}\nCtrl-C ends all of it.", highlight=False, soft_wrap=True)
 
 
 async def _end_on_signal(scope: anyio.CancelScope) -> None:

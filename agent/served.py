@@ -1,0 +1,88 @@
+"""What answers a model's name right now: worker, manifest, folder, and the tokenizer that the daemon keeps for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.http.collaborators import ServiceFailure
+from agent.reconcile import PreparationFailed, Reconciler, incarnation_of
+from agent.state import WORKER_OF_TASK, Broken, Serving, WorkerName
+from agent.supervision.worker import Worker
+from agent.text import Served
+from models.chat_template import ChatTemplate, ChatTemplateError
+from models.manifest import Manifest
+from models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """Tokenizer and chat template of one engine folder."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
+class ServedModels:
+    """Resolves names and aliases for the text service. `aliases` are the operator's; those of manifests count too."""
+
+    def __init__(self, workers: Mapping[WorkerName, Worker], aliases: Mapping[str, str], context_tokens: int) -> None:
+        self._workers = workers
+        self._aliases = aliases
+        self._context_tokens = context_tokens
+        self._languages: dict[str, Language] = {}
+        self.reconciler: Reconciler | None = None
+
+    def load(self, model: str, folder: Path) -> None:
+        """Read tokenizer and template of a prepared text model; blocks. Raises PreparationFailed."""
+        known = self._languages.get(model)
+        if known is not None and known.folder == folder:
+            return
+        try:
+            tokenizer = Tokenizer(folder)
+            self._languages[model] = Language(folder, tokenizer, ChatTemplate.from_folder(folder, tokenizer))
+        except (OSError, ValueError, ChatTemplateError) as error:
+            raise PreparationFailed(f"{model}: its tokenizer in {folder} cannot be used: {error}") from error
+
+    def resolve(self, name: str) -> Served:
+        """Raises ServiceFailure: unknown_model for a name nobody asked to serve, not_ready while it is on its way."""
+        model = self.canonical(name)
+        reconciler = self.reconciler
+        state = reconciler.actual.models.get(model) if reconciler else None
+        manifest = reconciler.manifest(model) if reconciler else None
+        if state is None:
+            raise ServiceFailure("unknown_model", f"there is no model {name[:200]!r} on this node; see /v1/models")
+        if isinstance(state, Broken):
+            raise ServiceFailure("not_ready", f"{model} could not be made ready: {state.message}")
+        if manifest is None or not isinstance(state, Serving):
+            raise ServiceFailure("not_ready", f"{model} is being prepared; ask again in a moment")
+        language = self._languages.get(model)
+        if language is None:
+            raise ServiceFailure("invalid", f"{model} is a model for {manifest.task}; it has no text endpoint")
+        worker = self._workers[WORKER_OF_TASK[manifest.task]]
+        return Served(worker, manifest, state.folder, language.tokenizer, language.template, self._context(manifest))
+
+    def canonical(self, name: str) -> str:
+        """The manifest's name for a name or alias; an unknown one comes back unchanged."""
+        if name in self._aliases:
+            return self._aliases[name]
+        models = self.reconciler.actual.models if self.reconciler else {}
+        for model in models:
+            manifest = self.reconciler.manifest(model) if self.reconciler else None
+            if manifest is not None and name in manifest.aliases:
+                return model
+        return name
+
+    def is_current(self, model: str) -> bool:
+        """Whether the model is loaded in the process that runs now."""
+        if self.reconciler is None:
+            return False
+        state, manifest = self.reconciler.actual.models.get(model), self.reconciler.manifest(model)
+        if manifest is None or not isinstance(state, Serving):
+            return False
+        return state.incarnation == incarnation_of(self._workers[WORKER_OF_TASK[manifest.task]])
+
+    def _context(self, manifest: Manifest) -> int:
+        return min(self._context_tokens, manifest.generation.context_tokens) if manifest.task == "generation" else 0

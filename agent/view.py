@@ -1,0 +1,210 @@
+"""The node at one moment, for people and clients (HTTP) and for the coordinator (MQTT): reads everything, changes nothing."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import anyio
+from pydantic import JsonValue
+
+from agent.config import Settings
+from agent.desired import DesiredState
+from agent.history import History
+from agent.http.collaborators import ModelView, NodeSnapshot, PipelineView, WorkerView
+from agent.link.session import Uplink
+from agent.protocol.messages import Backup, Endpoint, MetaBody, ModelState, PipelineState, StateBody
+from agent.reconcile import Reconciler
+from agent.standby import Standby
+from agent.state import Broken, Prepared, Preparing, Refused, Serving
+from agent.state import ModelState as LocalModelState
+from agent.supervision.state import BackingOff, Quarantined, Running, Starting, WorkerState
+from agent.supervision.worker import Worker
+from models.manifest import Manifest, manifest_digest
+
+REPORTED = {"Preparing": "building", "Prepared": "ready", "Serving": "serving", "Broken": "failed"}
+
+
+class View:
+    """Answers from memory, at once. `uplink` is None on a node without a broker."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        desired: DesiredState,
+        reconciler: Reconciler,
+        standby: Standby,
+        workers: Sequence[Worker],
+        history: History,
+        uplink: Callable[[], Uplink | None],
+    ) -> None:
+        self._settings = settings
+        self._desired = desired
+        self._reconciler = reconciler
+        self._standby = standby
+        self._workers = workers
+        self._history = history
+        self._uplink = uplink
+        self._started_s = anyio.current_time()
+        self.endpoint: Endpoint | None = None
+
+    # ── for people and clients ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> NodeSnapshot:
+        standing = self._standby.standing()
+        return NodeSnapshot(
+            node=self._settings.node.id,
+            version=version("hotspare"),
+            mode=standing.mode,
+            reason=self._standby.state.reason,
+            epoch=standing.epoch,
+            uptime_s=anyio.current_time() - self._started_s,
+            lease_kind=standing.lease_kind,
+            lease_left_s=standing.lease_left_s,
+            uplink=self._uplink_word(),
+            models=self.models(),
+            pipelines=tuple(_pipeline(name, settings, self._reported(name)) for name, settings in self._desired.value.pipelines.items()),
+            workers=tuple(_worker(worker) for worker in self._workers),
+            events=self._history.events[-50:],
+        )
+
+    def models(self) -> tuple[ModelView, ...]:
+        actual = self._reconciler.actual
+        return tuple(_model(name, state, self._reconciler.manifest(name), self._aliases(name)) for name, state in actual.models.items())
+
+    def _aliases(self, name: str) -> tuple[str, ...]:
+        manifest = self._reconciler.manifest(name)
+        configured = (alias for alias, target in self._settings.models.aliases.items() if target == name)
+        return (*(manifest.aliases if manifest else ()), *configured)
+
+    def _uplink_word(self) -> str:
+        uplink = self._uplink()
+        if uplink is None:
+            return "standalone"
+        return "connected" if uplink.broker_is_up else "disconnected"
+
+    def _reported(self, pipeline: str) -> Mapping[str, Any]:
+        """What the worker says of a pipeline, or what reconciliation knows while it is not running."""
+        state = self._reconciler.actual.pipelines.get(pipeline)
+        if isinstance(state, Refused):
+            return {"state": "failed", "message": state.message}
+        statuses = (worker.status for worker in self._workers)
+        reports = [status.pipelines[pipeline] for status in statuses if status is not None and pipeline in status.pipelines]
+        return reports[0] if reports else {"state": "starting"}
+
+    # ── for the coordinator ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def meta(self, ops: tuple[str, ...]) -> MetaBody:
+        node = self._settings.node
+        return MetaBody(
+            agent=version("hotspare"),
+            sw={"python": platform.python_version(), "machine": platform.machine()},
+            ops=ops,
+            endpoint=self.endpoint,
+            backup=Backup(weight=node.weight, max_rps=node.max_requests_per_s),
+        )
+
+    def state_body(self) -> StateBody:
+        desired = self._desired.value
+        return StateBody(
+            desired_rev=desired.revision,
+            applied_rev=desired.revision,
+            models=tuple(self._model_state(name, state) for name, state in list(self._reconciler.actual.models.items())[:128]),
+            pipelines=tuple(_pipeline_state(name, self._reported(name)) for name in list(desired.pipelines)[:128]),
+        )
+
+    def _model_state(self, name: str, state: LocalModelState) -> ModelState:
+        manifest = self._reconciler.manifest(name)
+        return ModelState.model_validate(
+            {
+                "name": name,
+                "status": REPORTED.get(type(state).__name__, "building"),
+                "task": manifest.task if manifest else None,
+                "digest": f"sha256:{manifest_digest(manifest)}" if manifest else None,
+                "message": state.message[:2000] if isinstance(state, Broken) else None,
+            }
+        )
+
+    def diagnostics(self) -> dict[str, Callable[[], JsonValue]]:
+        """Fixed parts of the node's own facts; no prompt, no secret, no file of the user's choice."""
+        return {
+            "workers": lambda: [f"{one.name}: {type(one.state).__name__} {dict(one.restarts)}" for one in self._workers],
+            "models": lambda: {name: type(state).__name__ for name, state in self._reconciler.actual.models.items()},
+            "journal": lambda: [f"{event.at} {event.kind}: {event.message}" for event in self._history.events[-20:]],
+        }
+
+
+def _model(name: str, state: LocalModelState, manifest: Manifest | None, aliases: tuple[str, ...]) -> ModelView:
+    figures: dict[str, float | str] = {}
+    record: Mapping[str, Any] = {}
+    match state:
+        case Preparing(phase=phase, fraction=fraction):
+            figures = {"phase": phase, "progress": round(fraction, 3)}
+        case Broken(message=message, attempts=attempts):
+            figures = {"message": message, "attempts": attempts}
+        case Prepared(record=record) | Serving(record=record):
+            found = record.get("verdict", {}).get("figures", {})
+            figures = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+        case _:
+            pass
+    key = record.get("key", {})
+    verdict = record.get("verdict", {})
+    return ModelView(
+        name=name,
+        task=manifest.task if manifest else "",
+        status=REPORTED.get(type(state).__name__, "building"),
+        aliases=aliases,
+        engine=f"{key['runtime']} {key['runtime_version']} · {key['precision']}" if key else "",
+        verdict=("passed" if verdict.get("passed") else "failed") if verdict else "",
+        licence=manifest.licence if manifest else "",
+        figures=figures,
+    )
+
+
+def _pipeline(name: str, settings: Mapping[str, Any], reported: Mapping[str, Any]) -> PipelineView:
+    return PipelineView(
+        id=name,
+        model=str(settings.get("model", "")),
+        status=str(reported.get("state", "starting")),
+        fps=float(reported.get("fps") or 0.0),
+        latency_ms=float(reported.get("latency_ms") or 0.0),
+        objects=reported.get("objects") or {},
+        counts=reported.get("counts") or {},
+        truth=reported.get("truth"),
+        message=str(reported.get("message") or ""),
+    )
+
+
+def _pipeline_state(name: str, reported: Mapping[str, Any]) -> PipelineState:
+    words: dict[str, Literal["running", "starting", "stopped", "failed", "paused"]] = {
+        "streaming": "running",
+        "failed": "failed",
+        "stopped": "stopped",
+    }
+    status = words.get(str(reported.get("state")), "starting")
+    fps = reported.get("fps")
+    return PipelineState(
+        id=name, status=status, fps=round(float(fps), 1) if fps is not None else None, message=reported.get("message") or None
+    )
+
+
+def _worker(worker: Worker) -> WorkerView:
+    status, pid, message = _worker_words(worker.state)
+    memory_bytes = worker.status.memory_bytes if worker.status else 0
+    return WorkerView(worker.name, status, pid, sum(worker.restarts.values()), memory_bytes, message)
+
+
+def _worker_words(state: WorkerState) -> tuple[str, int | None, str]:
+    match state:
+        case Running(pid=pid):
+            return "running", pid, ""
+        case Starting():
+            return "starting", None, ""
+        case BackingOff(cause=cause):
+            return "restarting", None, cause.text
+        case Quarantined(cause=cause):
+            return "quarantined", None, cause.text
+        case _:
+            return "stopped", None, ""
