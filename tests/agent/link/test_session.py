@@ -158,8 +158,9 @@ async def test_a_client_id_taken_over_is_reported_and_slows_down(mosquitto: Mosq
     ):
         for _ in range(3):
             await until(lambda: node.session._link is not None)
+            taken = node.session._who.sess
             async with Link(Broker(mosquitto.host, mosquitto.port, NODE)):
-                await until(lambda: node.session._link is None)
+                await until(lambda taken=taken: node.session._who.sess > taken)  # type: ignore[misc]  # bound early
         event = await watcher.event("session")
         assert event.data["count"] == 3
 
