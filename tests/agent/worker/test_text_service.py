@@ -1,0 +1,162 @@
+"""The worker's text service on the deterministic fake engine, which passes the contract test of the real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.worker.loop import Refusal
+from agent.worker.text import TextService
+from agent.worker_protocol import Cancel, CloseModel, Done, Failed, Generate, OpenModel, Tokens
+from models.engines import EngineError, EngineOptions
+from models.engines.fake import FakeGenerationEngine
+from models.record import RecordError
+from models.tasks.generation.scheduler import SchedulerSettings
+
+MANIFEST: dict[str, Any] = {
+    "name": "fake",
+    "task": "generation",
+    "format": "gguf",
+    "licence": "Apache-2.0",
+    "summary": "",
+    "files": {"model": {"source": "file:/nowhere"}},
+    "generation": {"context_tokens": 64},
+}
+PROMPT = np.array([5, 6, 7], "<i4").tobytes()
+
+
+class Fragile(FakeGenerationEngine):
+    """Fails in the step in which its time has come."""
+
+    def __init__(self, good_steps: int) -> None:
+        super().__init__(slots=2, context_tokens=64)
+        self.good_steps = good_steps
+        self.is_closed = False
+
+    def step(self, batch: Any) -> np.ndarray:
+        self.good_steps -= 1
+        if self.good_steps < 0:
+            raise EngineError("the device lost its context")
+        return super().step(batch)
+
+    def close(self) -> None:
+        self.is_closed = True
+        super().close()
+
+
+class Served:
+    def __init__(self, good_steps: int = 10**9, settings: SchedulerSettings | None = None) -> None:
+        self.reports: list[Any] = []
+        self.engines: list[Fragile] = []
+        self.good_steps = good_steps
+        self.service = TextService(lambda report, payload=b"": self.reports.append(report), lambda: None, self.open, settings)
+
+    def open(self, folder: Path, options: EngineOptions, runtime: str) -> Fragile:
+        assert (folder, runtime) == (Path("/models/fake"), "onnx")
+        self.engines.append(Fragile(self.good_steps))
+        return self.engines[-1]
+
+    def opened(self) -> Served:
+        self.service.handle(OpenModel(1, "fake", MANIFEST, "/models/fake", {"slots": 2}), b"")
+        assert self.reports.pop() == Done(1, {"provider": "cpu", "slots": 2, "context_tokens": 64, "vocabulary": 97})
+        return self
+
+    def settle(self) -> None:
+        for _ in range(1000):
+            if not self.service.step():
+                return
+        raise AssertionError("the service never came to rest")
+
+    def ends(self) -> list[tuple[int, str]]:
+        return [
+            (report.request, report.code if isinstance(report, Failed) else "done")
+            for report in self.reports
+            if isinstance(report, (Done, Failed))
+        ]
+
+
+def test_tokens_then_done_with_the_counts() -> None:
+    served = Served().opened()
+    served.service.handle(Generate(2, "fake", 4, top_logprobs=1), PROMPT)
+    served.settle()
+    *tokens, done = served.reports
+    assert [len(report.tokens) for report in tokens] == [1, 1, 1, 1]
+    assert all(report.logprobs[0][0][0] == report.tokens[0] for report in tokens)
+    assert done == Done(2, {"finish": "length", "prompt_tokens": 3, "generated_tokens": 4, "cached_tokens": 0})
+
+
+def test_two_requests_advance_together() -> None:
+    served = Served().opened()
+    served.service.handle(Generate(2, "fake", 5), PROMPT)
+    served.service.handle(Generate(3, "fake", 5), PROMPT)
+    served.settle()
+    order = [report.request for report in served.reports if isinstance(report, Tokens)]
+    assert order.count(2) == order.count(3) == 5
+    assert order != sorted(order)
+
+
+def test_cancel_deadline_and_close_end_what_runs() -> None:
+    served = Served().opened()
+    served.service.handle(Generate(2, "fake", 50), PROMPT)
+    served.service.handle(Generate(3, "fake", 50, deadline_s=0.0), PROMPT)
+    served.service.handle(Generate(4, "fake", 50), PROMPT)
+    served.service.step()
+    served.service.handle(Cancel(5, 2), b"")
+    served.service.step()
+    served.service.handle(CloseModel(6, "fake"), b"")
+    assert sorted(served.ends()) == [(2, "cancelled"), (3, "deadline"), (4, "cancelled"), (6, "done")]
+    assert served.engines[0].is_closed
+    assert not served.service.step()
+    assert served.service.status() == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("message", "payload", "code"),
+    [
+        (Generate(2, "other", 4), PROMPT, "unknown_model"),
+        (Generate(2, "fake", 4), PROMPT[:-1], "invalid"),
+        (Generate(2, "fake", 4), b"", "invalid"),
+        (Generate(2, "fake", 0), PROMPT, "invalid"),
+        (Generate(2, "fake", 4, top_p=0.0), PROMPT, "invalid"),
+        (Generate(2, "fake", 4), bytes(4 * 64), "invalid"),
+        (Generate(2, "fake", 4), np.array([97], "<i4").tobytes(), "invalid"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(message: Generate, payload: bytes, code: str) -> None:
+    served = Served().opened()
+    with pytest.raises(Refusal) as refusal:
+        served.service.handle(message, payload)
+    assert refusal.value.code == code
+
+
+def test_too_many_waiting_are_busy() -> None:
+    served = Served(settings=SchedulerSettings(waiting=1)).opened()
+    served.service.handle(Generate(2, "fake", 4), PROMPT)
+    with pytest.raises(Refusal) as refusal:
+        served.service.handle(Generate(3, "fake", 4), PROMPT)
+    assert refusal.value.code == "busy"
+
+
+def test_a_broken_engine_fails_its_requests_and_is_opened_anew() -> None:
+    served = Served(good_steps=3).opened()
+    served.service.handle(Generate(2, "fake", 50), PROMPT)
+    served.service.handle(Generate(3, "fake", 50), PROMPT)
+    served.settle()
+    assert served.ends() == [(2, "engine"), (3, "engine")]
+    assert [engine.is_closed for engine in served.engines] == [True, False]
+    served.service.handle(Generate(4, "fake", 2), PROMPT)
+    served.settle()
+    assert served.ends()[-1] == (4, "done")
+
+
+def test_opening_again_replaces_and_says_what_is_wrong() -> None:
+    served = Served().opened()
+    served.service.handle(Generate(2, "fake", 50), PROMPT)
+    served.opened()
+    assert served.ends() == [(2, "cancelled")]
+    assert [engine.is_closed for engine in served.engines] == [True, False]
+    with pytest.raises(RecordError, match="colour"):
+        served.service.handle(OpenModel(3, "other", MANIFEST, "/models/fake", {"colour": 1}), b"")
