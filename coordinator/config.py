@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,6 +19,8 @@ class CoordinatorConfigError(Exception):
 
 
 class Slice(BaseModel):
+    """Unknown names are errors: a misspelt setting must not be silently without effect."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -43,6 +45,14 @@ class LeaseSettings(Slice):
     contingent_s: float = Field(default=3600.0, gt=0)
     min_active_s: float = Field(default=300.0, ge=0)
     command_deadline_s: float = Field(default=30.0, gt=0)
+
+    @model_validator(mode="after")
+    def _leaves_room_for_a_lost_renewal(self) -> LeaseSettings:
+        if 2 * self.renew_s > self.lease_s:
+            raise ValueError(
+                f"renew_s {self.renew_s:g} must be at most half of lease_s {self.lease_s:g}, or one lost renewal ends the lease"
+            )
+        return self
 
 
 class BrokerSettings(Slice):

@@ -1,241 +1,204 @@
-"""The coordinator at work: listens to the fleet, probes the primary, orders nodes about and keeps the balancer's file true."""
+"""The coordinator at work: keeps the connection, listens to the fleet, decides, and keeps the balancer's file true."""
 
 from __future__ import annotations
 
 import logging
 import random
-import time
+import sqlite3
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import anyio
 import httpx
-from typing_extensions import assert_never
 
-from agent.gateway.probe import Probe, probe_primary
 from agent.link.broker import Broker, LinkLost, PublishRefused, Received, Will
 from agent.link.mqtt import Link
 from agent.protocol import topics
-from agent.protocol.messages import Command, CoordinatorPresence, Event, Heartbeat, Meta, Presence, Result, State
-from agent.protocol.operations import OPS, arguments
-from agent.protocol.ulid import new_ulid
+from agent.protocol.messages import CoordinatorPresence, Resync
 from agent.protocol.wire import MessageError, decode, encode, wire_now
 from coordinator.config import CoordinatorSettings
-from coordinator.decide import Activate, Hysteresis, Order, Policy, Renew, StandDown, decide
+from coordinator.decide import NodeView, Policy, decide
+from coordinator.intake import Intake
 from coordinator.nginx import Balancer, NginxError
+from coordinator.orders import Orders
+from coordinator.primary import PrimaryWatch
+from coordinator.problems import Problems
 from coordinator.registry import Registry
 from coordinator.roster import Roster
+from coordinator.term import judge
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 1.0
+TICK_S = 0.5
 RECONNECT_CAP_S = 30.0
+YOUNG_S = 5.0  # a connection that ends sooner does not count as success: an ACL or a second coordinator throws us out
+KEEPALIVE_S = 10  # a dead broker is noticed before the nodes behind it would count as silent
 RECEIVE_MAXIMUM = 200
-
-
-class NotConnected(RuntimeError):
-    """The broker is out of reach: the order is recorded and goes out with the node's next sync."""
+INTRODUCTIONS_PER_S = 200
 
 
 class Control:
-    """One acting coordinator. Everything runs on one event loop; the registry is its only durable state."""
+    """One acting coordinator. Everything runs on one event loop; the registry is its only durable state.
 
-    def __init__(self, settings: CoordinatorSettings, registry: Registry, client: httpx.AsyncClient) -> None:
+    A coordinator that cannot keep its record hangs up, and its will tells the nodes: better none than one that looks alive and
+    neither renews nor listens. While it is connected to no broker it changes nothing, the balancer's file included.
+    """
+
+    def __init__(self, settings: CoordinatorSettings, registry: Registry, client: httpx.AsyncClient, tick_s: float = TICK_S) -> None:
         self._settings = settings
+        self._tick_s = tick_s
         self._registry = registry
-        self._client = client
         self._roster = Roster(registry)
+        self._intake = Intake(registry, self._roster)
         self._balancer = Balancer(settings.nginx, settings.primary.url)
         leases = settings.leases
         self._policy = Policy(leases.lease_s, leases.renew_s, leases.contingent, leases.contingent_s, leases.min_active_s)
-        self._link: Link | None = None
-        self._balancer_problem = ""
-        self.primary = Hysteresis(settings.primary.failures, settings.primary.passes)
-        self.last_probe: Probe | None = None
+        self._has_resynced = False
+        self.problems = Problems()
+        self.orders = Orders(settings.name, leases.command_deadline_s, registry, self._roster, self.problems)
+        self.primary = PrimaryWatch(settings.primary, client)
         self.term = 0
-        self._takers: dict[topics.Kind, tuple[type[Any], Callable[[Any, Received, float], Awaitable[None]]]] = {
-            "presence": (Presence, self._take_presence),
-            "meta": (Meta, self._take_meta),
-            "state": (State, self._take_state),
-            "hb": (Heartbeat, self._take_heartbeat),
-            "res": (Result, self._take_result),
-            "evt": (Event, self._take_event),
-        }
 
     async def run(self) -> None:
+        """Never ends by itself. Raises sqlite3.Error if the record takes no new term."""
         self.term = self._registry.next_term()
+        self.orders.resume()
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.primary.run)
             tasks.start_soon(self._keep_connected)
-            tasks.start_soon(self._keep_probing)
-            tasks.start_soon(self._keep_deciding)
 
     @property
     def is_connected(self) -> bool:
-        return self._link is not None
+        return self.orders.link is not None
 
-    def views(self) -> list[Any]:
-        return self._roster.views(anyio.current_time())
+    def views(self) -> dict[str, NodeView]:
+        return {view.node: view for view in self._roster.views(anyio.current_time())}
 
-    async def send(self, node: str, op: str, args: dict[str, Any], deadline_s: float, raises_epoch: bool = True) -> Command:
-        """Record an order, then send it. Raises MessageError for arguments that do not fit, NotConnected while the broker is away."""
-        if op not in OPS:
-            raise MessageError(f"unknown op {op!r}; known are {', '.join(OPS)}")
-        command = Command(
-            id=new_ulid(), op=op, node=node, issued_at=wire_now(), deadline_s=deadline_s, issuer=self._settings.name, args=args
-        )
-        arguments(command)
-        command = self._registry.issue(command, time.time(), raises_epoch)  # noqa: TID251 — outlives this process
-        if OPS[op].moves_lease:
-            self._roster.ordered(command, anyio.current_time())
-        await self._publish(command, deadline_s)
-        return command
+    def presence_of(self, node: str) -> str:
+        """`online`, or why it is not."""
+        row = self._registry.node(node)
+        return self._roster.why(row, anyio.current_time()) if row else "unknown"
 
-    def set_drained(self, node: str, is_drained: bool) -> None:
-        self._registry.set_drained(node, is_drained)
-
-    def forget(self, node: str) -> bool:
+    async def forget(self, node: str) -> bool:
+        """Drop a node from the record and what the broker keeps of it. Whether it was known; it comes back if it speaks again."""
+        is_known = self._registry.forget(node)
         self._roster.forget(node)
-        return self._registry.forget(node)
-
-    async def _publish(self, command: Command, expiry_s: float) -> None:
-        if self._link is None:
-            raise NotConnected(f"the broker is out of reach; {command.op} {command.id} goes out when {command.node} has synced")
-        topic = topics.command(command.node, command.op)
-        await self._link.publish(topic, encode(command), expiry_s=max(1, int(expiry_s)))
-
-    # ── the fleet ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+        if (link := self.orders.link) is not None and is_known:
+            for topic in (topics.presence(node), topics.meta(node), topics.state(node)):
+                await link.publish(topic, b"", retain=True)
+        return is_known
 
     async def _keep_connected(self) -> None:
         attempt = 0
         while True:
+            began_s = float("inf")
             try:
+                self._registry.check()
                 async with Link(self._broker(), self._will()) as link:
-                    attempt = 0
+                    began_s = anyio.current_time()
+                    await self._live(link)
+            except (LinkLost, PublishRefused, sqlite3.Error) as error:
+                self.problems.note("broker" if isinstance(error, LinkLost) else "connection", f"{type(error).__name__}: {error}")
+            attempt = 0 if anyio.current_time() - began_s >= YOUNG_S else attempt + 1
+            await anyio.sleep(random.uniform(0, min(RECONNECT_CAP_S, 2.0 ** min(attempt, 6))))
+
+    async def _live(self, link: Link) -> None:
+        ends: list[Exception] = []
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def until_lost(part: Callable[[], Awaitable[None]]) -> None:
+                    try:
+                        await part()
+                    except (LinkLost, PublishRefused, sqlite3.Error) as error:
+                        ends.append(error)
+                        tasks.cancel_scope.cancel()
+
+                async def listen() -> None:
+                    await self._introduce(link)
+                    self.orders.link = link
+                    self.problems.note("broker", "")
+                    logger.info("broker connected, term %d", self.term)
+                    for part in (self.orders.reissue, self._keep_deciding, self._keep_balancing):
+                        tasks.start_soon(until_lost, part)
                     await self._listen(link)
-            except LinkLost as error:
-                if attempt == 0:
-                    logger.warning("broker lost: %s", error)
-                self._link = None
-                attempt += 1
-                await anyio.sleep(random.uniform(0, min(RECONNECT_CAP_S, 2.0 ** min(attempt, 6))))
+
+                tasks.start_soon(until_lost, listen)
+        finally:
+            self.orders.link = None
+        raise ends[0]
+
+    async def _introduce(self, link: Link) -> None:
+        self._roster.listens(anyio.current_time())
+        self._balancer.hold()
+        await link.subscribe(topics.COORDINATOR_SUBSCRIPTIONS)
+        await self._say_presence(link)
+        if self._has_resynced and link.session_present:
+            return  # the broker has kept all but heartbeats for us
+        spread_s = min(3600.0, len(self._registry.nodes()) / INTRODUCTIONS_PER_S)
+        await link.publish(
+            topics.coordinator_resync(), encode(Resync(spread_s=spread_s)), expiry_s=topics.POLICIES["coord-resync"].expiry_s
+        )
+        self._has_resynced = True
 
     async def _listen(self, link: Link) -> None:
-        await link.subscribe(topics.COORDINATOR_SUBSCRIPTIONS)
-        await link.publish(topics.coordinator_presence(), encode(self._presence(online=True)), retain=True)
-        self._link = link
-        logger.info("broker connected, term %d", self.term)
-        try:
-            async for message in link.messages():
-                try:
-                    await self._take(message)
-                except (topics.TopicError, MessageError) as error:
-                    logger.warning("message dropped: %s", error)
-                link.acknowledge(message)
-        finally:
-            self._link = None
+        async for message in link.messages():
+            try:
+                await self._take(link, message)
+            except (LinkLost, sqlite3.Error):
+                raise  # not acknowledged: the broker brings it again
+            except Exception as error:  # noqa: BLE001 — one message must never end the listener, nor come back to try again
+                self.problems.dropped(f"{message.topic[:200]}: {type(error).__name__}: {error}")
+            link.acknowledge(message)
 
-    async def _take(self, message: Received) -> None:
+    async def _take(self, link: Link, message: Received) -> None:
         topic = topics.parse(message.topic)
-        known = self._takers.get(topic.kind)
-        if known is None:
-            return
-        kind, take = known
-        payload = decode(kind, message.payload)
-        # The broker's ACL ties the topic to the sender; a payload must not speak of another node.
-        if payload.node != topic.node:
-            raise MessageError(f"payload of {payload.node!r} came in the topic of {topic.node!r}")
-        await take(payload, message, anyio.current_time())
+        if topic.kind == "coord-presence":
+            await self._judge(link, message.payload)
+        elif self._intake.take(topic, message, anyio.current_time()):
+            await self.orders.reissue(topic.node)
 
-    async def _take_presence(self, presence: Presence, _message: Received, now_s: float) -> None:
-        if presence.state != "offline":
-            self._roster.heard(presence.node, now_s)
-        elif not self._roster.is_death(presence):
-            return
-        self._registry.store("presence", presence)
-
-    async def _take_meta(self, meta: Meta, _message: Received, _now_s: float) -> None:
-        self._registry.store("meta", meta)
-
-    async def _take_state(self, state: State, message: Received, now_s: float) -> None:
-        if self._registry.store("state", state) or message.is_retained:
-            self._roster.state_came(state, message.expiry_left_s, now_s)
-
-    async def _take_heartbeat(self, heartbeat: Heartbeat, _message: Received, now_s: float) -> None:
-        self._roster.heard(heartbeat.node, now_s)
-        self._registry.store("heartbeat", heartbeat)
-
-    async def _take_event(self, event: Event, _message: Received, now_s: float) -> None:
-        self._roster.heard(event.node, now_s)
-        if self._registry.add_event(event) and event.event_class == "sync":
-            await self._reissue(event.node)
-
-    async def _take_result(self, result: Result, _message: Received, now_s: float) -> None:
-        if not self._registry.store_result(result):
-            return
-        row = self._registry.command(result.id)
-        if row is None or not row.is_final:
-            return
-        logger.info(
-            "%s %s on %s: %s%s", result.op, result.id, result.node, result.status, f" ({result.error.message})" if result.error else ""
-        )
-        if OPS[row.command.op].moves_lease:
-            self._roster.ended(row.command, result, now_s)
-
-    async def _reissue(self, node: str) -> None:
-        """C1: after every connect of a node, whatever is not final goes out again under its old id."""
-        now_s = time.time()  # noqa: TID251 — issued_s outlives this process
-        for command, issued_s in self._registry.open_commands(node):
-            left_s = command.deadline_s - max(0.0, now_s - issued_s)
-            if left_s <= 0:
-                self._registry.expire(command.id)
-                continue
-            await self._publish(command, left_s)
-
-    # ── the primary ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _keep_probing(self) -> None:
-        primary = self._settings.primary
-        while True:
-            started_s = anyio.current_time()
-            key = await anyio.Path(primary.key_file).read_text() if primary.key_file else ""
-            self.last_probe = probe = await probe_primary(self._client, primary.url, primary.model, key.strip(), primary.timeout_s)
-            before, self.primary = self.primary, self.primary.after_probe(probe.is_good, anyio.current_time())
-            if before.is_down != self.primary.is_down:
-                logger.warning("primary %s is %s: %s", primary.url, "down" if self.primary.is_down else "up again", probe.reason)
-            jittered_s = primary.interval_s * random.uniform(0.95, 1.05)
-            await anyio.sleep(max(0.0, started_s + jittered_s - anyio.current_time()))
-
-    # ── decisions ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _judge(self, link: Link, payload: bytes) -> None:
+        try:
+            seen = decode(CoordinatorPresence, payload) if payload else None
+        except MessageError:
+            seen = None
+        verdict = judge(self._settings.name, self.term, seen)
+        self.orders.rival = seen if verdict == "yield" else None
+        self.problems.note("rival", f"coordinator {seen.coordinator} acts with term {seen.term}" if seen and verdict == "yield" else "")
+        if verdict == "rise" and seen is not None:
+            self.term = self._registry.next_term(seen.term)
+            logger.warning("the fleet has seen term %d of %s; this coordinator goes on with %d", seen.term, seen.coordinator, self.term)
+        if verdict in ("rise", "repair"):
+            await self._say_presence(link)
 
     async def _keep_deciding(self) -> None:
         while True:
-            await anyio.sleep(TICK_S)
-            now_s = anyio.current_time()
-            if self._link is not None:
-                for order in decide(self._policy, self.primary, self._roster.views(now_s), now_s):
-                    try:
-                        await self._order(order)
-                    except (LinkLost, PublishRefused, NotConnected) as error:
-                        logger.warning("order to %s not sent: %s", order.node, error)
+            await anyio.sleep(self._tick_s)
             try:
-                await self._balancer.apply(self._roster.backups(now_s))
-                self._balancer_problem = ""
-            except NginxError as error:
-                if str(error) != self._balancer_problem:
-                    logger.error("nginx not updated: %s", error)  # noqa: TRY400 — the message says it all
-                self._balancer_problem = str(error)
+                now_s = anyio.current_time()
+                self._roster.watch(now_s)
+                self.orders.close_unanswered()
+                if self.orders.rival is None:
+                    await self.orders.carry_out(decide(self._policy, self.primary.health, self._roster.views(now_s), now_s))
+                self.problems.note("decisions", "")
+            except (LinkLost, sqlite3.Error):
+                raise
+            except Exception as error:  # noqa: BLE001 — whatever it is, the next tick may do better, and the operator is told
+                self.problems.note("decisions", f"{type(error).__name__}: {error}")
 
-    async def _order(self, order: Order) -> None:
-        deadline_s = self._settings.leases.command_deadline_s
-        match order:
-            case Activate():
-                await self.send(order.node, "activate", {"lease_s": order.lease_s, "kind": order.kind}, deadline_s)
-            case Renew():
-                await self.send(order.node, "renew", {"lease_s": order.lease_s}, deadline_s, raises_epoch=False)
-            case StandDown():
-                await self.send(order.node, "standby", {"reason": "the primary is healthy"}, deadline_s + 30)  # drains for up to 30 s
-            case _:
-                assert_never(order)
+    async def _keep_balancing(self) -> None:
+        while True:
+            await anyio.sleep(self._tick_s)
+            if self.orders.rival is not None:
+                continue
+            try:
+                await self._balancer.apply(self._roster.backups(anyio.current_time()))
+                self.problems.note("nginx", "")
+            except (NginxError, OSError) as error:
+                self.problems.note("nginx", f"not updated: {error}")
+
+    async def _say_presence(self, link: Link) -> None:
+        await link.publish(topics.coordinator_presence(), encode(self._presence(online=True)), retain=True)
 
     def _presence(self, online: bool) -> CoordinatorPresence:
         return CoordinatorPresence(coordinator=self._settings.name, term=self.term, online=online, ts=wire_now())
@@ -254,5 +217,6 @@ class Control:
             ca_file=given.ca,
             certificate_file=given.certificate,
             key_file=given.key,
+            keepalive_s=KEEPALIVE_S,
             receive_maximum=RECEIVE_MAXIMUM,
         )

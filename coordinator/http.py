@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hmac
+import sqlite3
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent.protocol.messages import Command
-from agent.protocol.topics import is_node_id
+from agent.link.broker import LinkLost, PublishRefused
 from agent.protocol.wire import MessageError
-from coordinator.control import Control, NotConnected
-from coordinator.registry import CommandRow, Registry
+from coordinator.control import Control
+from coordinator.decide import NodeView
+from coordinator.orders import NotActing
+from coordinator.registry import CommandRow, NodeRow, Registry
+
+FAILURES: dict[type[Exception], int] = {MessageError: 422, NotActing: 409, PublishRefused: 502, LinkLost: 503, sqlite3.Error: 503}
 
 
 class SendRequest(BaseModel):
@@ -25,14 +30,25 @@ class SendRequest(BaseModel):
 
 
 def build_app(control: Control, registry: Registry, token_file: Path | None) -> FastAPI:
-    """The coordinator's API. `token_file` is read once; None leaves the API open to whoever reaches its port."""
+    """The coordinator's API. `token_file` is read once; None leaves the API open to whoever reaches its port.
+
+    Raises OSError if the token cannot be read, ValueError if it is empty.
+    """
     token = token_file.read_text().strip() if token_file else ""
+    if token_file and not token:
+        raise ValueError(f"token file {token_file} is empty; write a token or take the setting out")
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if token and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "give the coordinator's token as Authorization: Bearer …")
 
-    app = FastAPI(title="Hotspare coordinator", docs_url=None, redoc_url=None)
+    async def failed(_request: Request, error: Exception) -> JSONResponse:
+        status = next(status for kind, status in FAILURES.items() if isinstance(error, kind))
+        return JSONResponse({"detail": str(error)}, status)
+
+    app = FastAPI(title="Hotspare coordinator", docs_url=None, redoc_url=None, openapi_url=None)
+    for kind in FAILURES:
+        app.add_exception_handler(kind, failed)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -48,30 +64,16 @@ def _reading(control: Control, registry: Registry) -> APIRouter:
 
     @router.get("/fleet")
     async def fleet() -> dict[str, Any]:
-        views = {view.node: view for view in control.views()}
-        probe = control.last_probe
+        views = control.views()
+        rival = control.orders.rival
         return {
             "broker_connected": control.is_connected,
-            "primary": {
-                "is_down": control.primary.is_down,
-                "streak": control.primary.streak,
-                "last_probe": {"is_good": probe.is_good, "latency_ms": round(probe.latency_ms, 1), "reason": probe.reason}
-                if probe
-                else None,
-            },
-            "nodes": [
-                {
-                    "node": row.node,
-                    "is_online": views[row.node].is_online,
-                    "is_ready": views[row.node].is_ready,
-                    "is_drained": row.is_drained,
-                    "mode": views[row.node].mode,
-                    "epoch": row.epoch,
-                    "lease": lease.kind if (lease := views[row.node].lease) else None,
-                    "models": [model.name for model in row.state.models if model.status == "serving"] if row.state else [],
-                }
-                for row in registry.nodes()
-            ],
+            "term": control.term,
+            "rival": rival.coordinator if rival else None,
+            "problems": control.problems.open,
+            "messages_dropped": control.problems.faults,
+            "primary": _primary(control),
+            "nodes": [{**_summary(row, views[row.node]), "presence": control.presence_of(row.node)} for row in registry.nodes()],
         }
 
     @router.get("/fleet/{node}")
@@ -96,7 +98,9 @@ def _reading(control: Control, registry: Registry) -> APIRouter:
         return _command(row)
 
     @router.get("/events")
-    async def events(after: int = 0, limit: Annotated[int, Field(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+    async def events(
+        after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> list[dict[str, Any]]:
         return [{"number": number, **event} for number, event in registry.events(after, limit)]
 
     return router
@@ -107,23 +111,38 @@ def _ordering(control: Control, registry: Registry) -> APIRouter:
 
     @router.delete("/fleet/{node}")
     async def forget(node: str) -> dict[str, bool]:
-        return {"forgotten": control.forget(node)}
+        if not await control.forget(node):
+            raise HTTPException(404, f"no node {node!r} has registered; GET /fleet lists those that have")
+        return {"forgotten": True}
 
     @router.post("/fleet/{node}/commands", status_code=202)
     async def send(node: str, request: SendRequest) -> dict[str, Any]:
-        if not is_node_id(node) or registry.node(node) is None:
+        """`is_sent` false: the broker is away; the order goes out within its deadline or ends as `expired`."""
+        if registry.node(node) is None:
             raise HTTPException(404, f"no node {node!r} has registered; GET /fleet lists those that have")
-        try:
-            command: Command = await control.send(node, request.op, request.args, request.deadline_s)
-        except MessageError as error:
-            raise HTTPException(422, str(error)) from error
-        except NotConnected as error:
-            raise HTTPException(503, str(error)) from error
-        if request.op in ("drain", "activate"):  # an operator's word on maintenance outlasts this order
-            control.set_drained(node, request.op == "drain")
-        return {"id": command.id, "epoch": command.epoch}
+        command, is_sent = await control.orders.send(node, request.op, request.args, request.deadline_s)
+        return {"id": command.id, "epoch": command.epoch, "is_sent": is_sent}
 
     return router
+
+
+def _primary(control: Control) -> dict[str, Any]:
+    health, probe = control.primary.health, control.primary.last_probe
+    last = {"is_good": probe.is_good, "latency_ms": round(probe.latency_ms, 1), "reason": probe.reason} if probe else None
+    return {"is_down": health.is_down, "is_certain": health.is_certain, "last_probe": last}
+
+
+def _summary(row: NodeRow, view: NodeView) -> dict[str, Any]:
+    return {
+        "node": row.node,
+        "is_online": view.is_online,
+        "is_ready": view.is_ready,
+        "is_drained": row.is_drained,
+        "mode": view.mode,
+        "epoch": row.epoch,
+        "lease": view.lease.kind if view.lease else None,
+        "models": [model.name for model in row.state.models if model.status == "serving"] if row.state else [],
+    }
 
 
 def _command(row: CommandRow) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from coordinator.config import NginxSettings
 logger = logging.getLogger(__name__)
 
 RELOAD_DEADLINE_S = 20.0
+LEFT_OUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,32 +108,70 @@ def _host(host: str) -> str:
 
 
 class Balancer:
-    """Keeps nginx's file equal to what was rendered last."""
+    """Keeps nginx's file equal to what was rendered last.
+
+    A backup that nginx refuses, for its host cannot be resolved say, is left out and asked about again later: one node's address must
+    not keep the others out of the file.
+    """
 
     def __init__(self, settings: NginxSettings, primary_url: str) -> None:
         self._settings = settings
         self._primary_url = primary_url
         self._in_place: str | None = None
-        self._changed_at_s = -float("inf")
+        self._is_loaded = False
+        self._left_out: dict[Backup, float] = {}
+        self._next_s = -float("inf")
+
+    def hold(self) -> None:
+        """Nothing changes for `min_interval_s`: who has just begun to listen does not know yet who is there."""
+        self._next_s = anyio.current_time() + self._settings.min_interval_s
 
     async def apply(self, backups: Sequence[Backup]) -> bool:
         """Bring nginx up to date; whether it was reloaded. Raises NginxError, the old file still in place, if nginx refuses the new one."""
-        file = self._settings.file
-        if file is None or anyio.current_time() - self._changed_at_s < self._settings.min_interval_s:
+        file, now_s = self._settings.file, anyio.current_time()
+        if file is None or now_s < self._next_s:
             return False
-        text = render(self._settings, self._primary_url, backups)
         if self._in_place is None and file.is_file():
             self._in_place = await anyio.Path(file).read_text()
-        if text == self._in_place:
+        wanted = [backup for backup in backups if now_s >= self._left_out.get(backup, now_s)]
+        if self._is_up_to_date(wanted):
             return False
-        self._changed_at_s = anyio.current_time()
-        await self._test(text)
-        await anyio.to_thread.run_sync(_replace, file, text)
+        self._next_s = now_s + self._settings.min_interval_s
+        if (text := self._render(wanted)) != self._in_place:
+            wanted = await self._accepted(wanted)
+            if self._is_up_to_date(wanted):
+                return False
+            text = self._render(wanted)
+            await anyio.to_thread.run_sync(_replace, file, text)
+            self._in_place, self._is_loaded = text, False
         if self._settings.reload_command:
             await _run(self._settings.reload_command)
-        self._in_place = text
-        logger.info("nginx reloaded with %d backup servers: %s", len(backups), ", ".join(backup.node for backup in backups) or "none")
+        self._is_loaded = True
+        logger.info("nginx reloaded with %d backup servers: %s", len(wanted), ", ".join(backup.node for backup in wanted) or "none")
         return True
+
+    def _render(self, backups: Sequence[Backup]) -> str:
+        return render(self._settings, self._primary_url, backups)
+
+    def _is_up_to_date(self, backups: Sequence[Backup]) -> bool:
+        return self._is_loaded and self._render(backups) == self._in_place
+
+    async def _accepted(self, backups: Sequence[Backup]) -> list[Backup]:
+        self._left_out = {backup: until_s for backup, until_s in self._left_out.items() if until_s > anyio.current_time()}
+        try:
+            await self._test(self._render(backups))
+            return list(backups)
+        except NginxError:
+            await self._test(self._render([]))  # refused as well: it is not the backups
+        accepted: list[Backup] = []
+        for backup in backups:
+            try:
+                await self._test(self._render([backup]))
+                accepted.append(backup)
+            except NginxError as error:
+                self._left_out[backup] = anyio.current_time() + LEFT_OUT_S
+                logger.error("node %s is left out of the balancer: %s", backup.node, error)  # noqa: TRY400 — the message says it all
+        return accepted
 
     async def _test(self, text: str) -> None:
         with tempfile.TemporaryDirectory(prefix="hotspare-nginx-") as folder:

@@ -137,13 +137,36 @@ async def test_reloads_under_load_lose_no_request(tmp_path: Path) -> None:
             assert answers == [(200, "cloud")] * 120
 
 
+async def test_a_backup_that_nginx_refuses_is_left_out_and_the_others_are_not(tmp_path: Path) -> None:
+    with upstream("cloud", 503) as cloud, upstream("edge") as edge:
+        async with balancer(tmp_path, cloud.port, []) as (client, nginx):
+            backups = [Backup("edge-a", "edge-a.invalid", 80, 1), Backup("edge-b", "127.0.0.1", edge.port, 1)]
+            assert await nginx.apply(backups)
+            assert await ask(client) == (200, "edge")
+            assert "edge-a" not in (tmp_path / "nginx" / "hotspare.conf").read_text()
+            assert not await nginx.apply(backups), "not asked again at once"
+
+
 async def test_a_file_that_nginx_refuses_is_not_put_in_place(tmp_path: Path) -> None:
     with upstream("cloud") as cloud:
-        async with balancer(tmp_path, cloud.port, []) as (client, nginx):
+        async with balancer(tmp_path, cloud.port, []) as (client, _):
+            broken = Balancer(NginxSettings(file=tmp_path / "nginx" / "hotspare.conf", listen="nowhere:x", min_interval_s=0), "http://h")
+            before = (tmp_path / "nginx" / "hotspare.conf").read_text()
             with pytest.raises(NginxError, match="emerg"):
-                await nginx.apply([Backup("edge-a", "no such host", 80, 1)])
+                await broken.apply([])
+            assert (tmp_path / "nginx" / "hotspare.conf").read_text() == before
             assert await ask(client) == (200, "cloud")
-            assert "no such host" not in (tmp_path / "nginx" / "hotspare.conf").read_text()
+
+
+async def test_a_reload_that_failed_is_tried_again(tmp_path: Path) -> None:
+    reloads = tmp_path / "reloads"
+    command = ("sh", "-c", f"echo . >> {reloads}; test $(wc -l < {reloads}) -ge 2")
+    nginx = Balancer(NginxSettings(file=tmp_path / "a.conf", reload_command=command, min_interval_s=0), f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(NginxError):
+        await nginx.apply([])
+    assert await nginx.apply([])
+    assert not await nginx.apply([])
+    assert len(reloads.read_text().splitlines()) == 2
 
 
 async def test_an_https_primary_is_bridged_with_its_certificate_checked() -> None:
