@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,5 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     except CoordinatorConfigError as error:
         sys.stderr.write(f"configuration: {error}\n")
         return EXIT_CONFIGURATION
-    anyio.run(run_coordinator, settings)
+    try:
+        anyio.run(run_coordinator, settings)
+    except (OSError, ValueError, sqlite3.Error) as error:  # the address is taken, the database or the token file cannot be used
+        sys.stderr.write(f"coordinator: {error}; see {arguments.config}\n")
+        return 1
     return 0

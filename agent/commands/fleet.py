@@ -8,9 +8,11 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 DEFAULT_URL = "http://127.0.0.1:8090"
@@ -42,15 +44,29 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     console = Console()
-    token = arguments.token_file.read_text().strip() if arguments.token_file else ""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     actions = {"ls": _list, "show": _show, "send": _send, "watch": _watch}
-    with httpx.Client(base_url=arguments.coordinator, headers=headers, timeout=10.0, trust_env=False) as client:
-        try:
+    try:
+        with _client(arguments.coordinator, arguments.token_file) as client:
             return actions[arguments.action](client, arguments, console)
-        except FleetError as error:
-            Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
-            return 1
+    except FleetError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {safe(str(error))}", highlight=False)
+        return 1
+
+
+def _client(url: str, token_file: Path | None) -> httpx.Client:
+    try:
+        token = token_file.read_text().strip() if token_file else ""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=url, headers=headers, timeout=10.0, trust_env=False)
+    except (OSError, ValueError) as error:  # an unreadable file, a token that is not ASCII
+        raise FleetError(f"the token cannot be used: {error}; give --token-file FILE") from error
+    except httpx.InvalidURL as error:
+        raise FleetError(f"{url!r} is not a URL: {error}; give --coordinator http://HOST:PORT") from error
+
+
+def safe(text: str) -> str:
+    """What a node or a coordinator says, for a terminal: no control characters, and brackets are no markup."""
+    return escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
 
 
 def parse_arguments(words: list[str]) -> dict[str, Any]:
@@ -72,13 +88,15 @@ def _ask(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
         answer = client.request(method, path, **options)
     except httpx.HTTPError as error:
         raise FleetError(f"no coordinator at {client.base_url}: {error}; give --coordinator URL or set HOTSPARE_COORDINATOR") from error
-    if answer.is_error:
-        try:
-            detail = answer.json().get("detail")
-        except ValueError:
-            detail = answer.text[:200]
+    try:
+        body = answer.json()
+    except ValueError as error:
+        text = answer.text[:200]
+        raise FleetError(f"{method} {path}: HTTP {answer.status_code}: {text!r}: is {client.base_url} a coordinator?") from error
+    if not answer.is_success:
+        detail = body.get("detail") if isinstance(body, dict) else body
         raise FleetError(f"{method} {path}: HTTP {answer.status_code}: {detail}")
-    return answer.json()
+    return body
 
 
 def _list(client: httpx.Client, arguments: argparse.Namespace, console: Console) -> int:
@@ -89,10 +107,12 @@ def _list(client: httpx.Client, arguments: argparse.Namespace, console: Console)
     primary = fleet["primary"]
     probe = primary["last_probe"]
     words = f"{probe['reason']}, {probe['latency_ms']:.0f} ms" if probe else "not probed yet"
-    console.print(f"primary: {'[red]down[/red]' if primary['is_down'] else '[green]up[/green]'} ({words})", highlight=False)
+    console.print(f"primary: {'[red]down[/red]' if primary['is_down'] else '[green]up[/green]'} ({safe(words)})", highlight=False)
+    for subject, problem in fleet["problems"].items():
+        console.print(f"[red]{safe(subject)}:[/red] {safe(problem)}", highlight=False)
     table = Table("node", "online", "mode", "lease", "epoch", "serving")
     for node in fleet["nodes"]:
-        online = "[green]yes[/green]" if node["is_online"] else "[red]no[/red]"
+        online = "[green]yes[/green]" if node["is_online"] else f"[red]no[/red] ({safe(node['presence'])})"
         mode = node["mode"] + (" (drained)" if node["is_drained"] else "")
         table.add_row(node["node"], online, mode, node["lease"] or "–", str(node["epoch"]), ", ".join(node["models"]) or "–")
     console.print(table)
@@ -100,14 +120,16 @@ def _list(client: httpx.Client, arguments: argparse.Namespace, console: Console)
 
 
 def _show(client: httpx.Client, arguments: argparse.Namespace, console: Console) -> int:
-    console.print_json(data=_ask(client, "GET", f"/fleet/{arguments.node}"))
+    console.print_json(data=_ask(client, "GET", f"/fleet/{quote(arguments.node, safe='')}"))
     return 0
 
 
 def _send(client: httpx.Client, arguments: argparse.Namespace, console: Console) -> int:
     body = {"op": arguments.op, "args": parse_arguments(arguments.args), "deadline_s": arguments.deadline}
-    sent = _ask(client, "POST", f"/fleet/{arguments.node}/commands", json=body)
-    last, ends_s = None, time.monotonic() + arguments.deadline + 5
+    sent = _ask(client, "POST", f"/fleet/{quote(arguments.node, safe='')}/commands", json=body)
+    if not sent["is_sent"]:
+        console.print("the coordinator has no broker now; the order waits for it within its deadline", highlight=False)
+    last, ends_s = None, time.monotonic() + arguments.deadline + 10  # the coordinator closes it before
     while time.monotonic() < ends_s:
         command = _ask(client, "GET", f"/commands/{sent['id']}")
         result = command["result"] or {}
@@ -115,13 +137,15 @@ def _send(client: httpx.Client, arguments: argparse.Namespace, console: Console)
         if step != last:
             last = step
             progress = f" {result['progress']:.0%}" if result.get("progress") is not None else ""
-            console.print(f"{command['status']}{progress} {result.get('step') or ''}".rstrip(), highlight=False)
+            console.print(safe(f"{command['status']}{progress} {result.get('step') or ''}".rstrip()), highlight=False)
         if command["is_final"]:
             if result.get("error"):
                 raise FleetError(f"{arguments.op} on {arguments.node}: {result['error']['code']}: {result['error']['message']}")
             if result.get("output"):
                 console.print_json(data=result["output"])
-            return 0 if command["status"] == "succeeded" else 1
+            if command["status"] != "succeeded":
+                raise FleetError(f"{arguments.op} on {arguments.node}: {command['status']}")
+            return 0
         time.sleep(POLL_S)
     raise FleetError(f"no final result of {sent['id']} within {arguments.deadline:g} s; `hotspare fleet show {arguments.node}` tells more")
 
@@ -131,7 +155,7 @@ def _watch(client: httpx.Client, arguments: argparse.Namespace, console: Console
     while True:
         for event in _ask(client, "GET", "/events", params={"after": after}):
             after = event["number"]
-            data = json.dumps(event.get("data", {}), ensure_ascii=False)
+            data = json.dumps(event.get("data", {}))
             console.print(f"{event['ts']} {event['node']} {event['class']} {data}", highlight=False, markup=False, soft_wrap=True)
         if arguments.once:
             return 0
