@@ -138,7 +138,7 @@ async def test_a_signal_in_mid_answer_ends_every_request_once(number: signal.Sig
 
 
 async def test_a_hang_is_ended_with_stacks() -> None:
-    async with chaos(replace(FAST, hang_s=1.5)) as (worker, _):
+    async with chaos(replace(FAST, hang_s=2.0)) as (worker, _):
         with pytest.raises(WorkerLost) as lost:
             await worker.call(generate("hang"))
         assert lost.value.cause.kind == "hang"
@@ -148,7 +148,7 @@ async def test_a_hang_is_ended_with_stacks() -> None:
 
 
 async def test_a_stopped_process_is_killed_when_it_cannot_abort() -> None:
-    async with chaos(replace(FAST, hang_s=1.5, abort_s=0.2)) as (worker, _):
+    async with chaos(replace(FAST, hang_s=2.0, abort_s=0.2)) as (worker, _):
         pid = pid_of(worker)
         os.kill(pid, signal.SIGSTOP)
         await until(lambda: worker.last_cause is not None)
@@ -158,8 +158,8 @@ async def test_a_stopped_process_is_killed_when_it_cannot_abort() -> None:
 
 
 async def test_opening_a_model_may_take_longer_than_a_hang() -> None:
-    async with chaos(replace(FAST, hang_s=1.5)) as (worker, _):
-        done, _ = await worker.call(OpenModel(0, "slow", MANIFEST, "/", {"seconds": 3.0}), deadline_s=20)
+    async with chaos(replace(FAST, hang_s=2.0)) as (worker, _):
+        done, _ = await worker.call(OpenModel(0, "slow", MANIFEST, "/", {"seconds": 3.4}), deadline_s=20)
         assert isinstance(done, Done)
         assert worker.restarts == {}
 
