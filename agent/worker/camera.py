@@ -73,6 +73,12 @@ class Slot:
     def has_frame(self) -> bool:
         return self._frame is not None
 
+    @property
+    def captured_s(self) -> Optional[float]:
+        """When the frame in it was captured; None: it is empty."""
+        frame = self._frame
+        return None if frame is None else frame.captured_s
+
     def put(self, frame: Frame) -> None:
         with self._changed:
             if self.is_patient:
@@ -132,9 +138,9 @@ class Camera:
         self._thread.start()
 
     def state(self, now_s: float) -> CameraState:
-        """How the camera is now. A driver that hangs in a read shows as stalled too."""
+        """How the camera is now: stalled from half the time after which it is given up, also where a driver hangs and cannot be."""
         state = self._state
-        if state.name == "streaming" and not self.slot.is_patient and now_s - self._last_s > self._stall_s:
+        if state.name == "streaming" and not self.slot.is_patient and now_s - self._last_s > self._stall_s / 2:
             silent_s = now_s - self._last_s
             return CameraState("stalled", f"no frame for {silent_s:.0f} s", state.failures, state.connections)
         return state

@@ -112,10 +112,13 @@ class Pipeline:
 
     def due_s(self, now_s: float) -> Optional[float]:
         """Since when a frame waits to be looked at; None: there is none, or it is not time yet."""
-        slot = self.camera.slot
-        if not slot.has_frame or (not slot.is_patient and now_s < slot.due_s - EARLY / self.settings.fps):
+        slot, period_s = self.camera.slot, 1 / self.settings.fps
+        captured_s = slot.captured_s
+        if captured_s is None:
             return None
-        return slot.due_s
+        # A frame from before its time is left for the fresher one that is about to come, unless that stays away.
+        is_time = slot.is_patient or captured_s >= slot.due_s - EARLY * period_s or now_s >= slot.due_s + period_s
+        return slot.due_s if is_time else None
 
     def camera_events(self) -> List[Event]:
         """One event for each new state of the camera since the last call; a state that was over at once stays unsaid."""
@@ -131,7 +134,8 @@ class Pipeline:
         """Take the newest frame, find, track, count. None: it was too old, or could not be looked at."""
         slot, started_s = self.camera.slot, time.monotonic()
         frame = slot.take()
-        slot.due_s = max(slot.due_s + 1 / self.settings.fps, started_s)
+        # Behind by more than a period: that time is lost, not caught up.
+        slot.due_s = max(slot.due_s, started_s - 2 / self.settings.fps) + 1 / self.settings.fps
         if frame is None:
             return None
         if not slot.is_patient and started_s - frame.captured_s > max(STALE_S, 2 / self.settings.fps):

@@ -110,7 +110,6 @@ async def test_a_camera_is_reported_told_about_and_shown_only_while_watched(tmp_
                     break
         assert sequences == sorted(set(sequences))
         await made.until(lambda: made.vision.cameras()[0]["is_watched"], "watched")
-        await made.until(lambda: not made.vision.cameras()[0]["is_watched"], "the end of the watch")
         await made.worker.call(StopPipeline(0, "belt"))
         await made.until(lambda: made.vision.cameras() == [], "no camera")
 
@@ -204,7 +203,7 @@ async def test_a_video_file_of_people_is_followed(test_data: Path, tmp_path: Pat
         folder.mkdir()
         (folder / "model.onnx").symlink_to(test_data / "models/deimv2_hgnetv2_atto_coco_raw.onnx")
         await made.worker.call(OpenModel(0, "deimv2-atto", manifest, str(folder), {"threads": 1}))
-        source = f"file:{test_data}/data/people.mp4"
+        source = f"file:{test_data}/data/people.mp4?pace=none"
         await made.start(source=source, model="deimv2-atto", labels=["person"], threshold=0.4)
         await made.until(lambda: any(event.kind == "new" for event in made.events), "a person")
         (new,) = [event for event in made.events if event.kind == "new"][:1]

@@ -1,0 +1,109 @@
+"""The vision service in process: who is served when there is more to see than time, how rates and ages come out."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.worker.vision import VisionService
+from agent.worker_protocol import CameraFrame, OpenModel, Report, StartPipeline, StopPipeline, Watch
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MODELS = Path(__file__).parents[3] / "models"
+
+
+class Bench:
+    """A service that is stepped as the loop steps it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.reports: list[Report] = []
+        self._bell = threading.Event()
+        self.service = VisionService(self._emit, self._bell.set)
+        (folder / "model.onnx").symlink_to(MODELS / "weights/conveyor_detr.onnx")
+        manifest = tomllib.loads((MODELS / "manifests/conveyor-detr.toml").read_text())
+        self.service.handle(OpenModel(1, "conveyor-detr", manifest, str(folder), {"threads": 1}), b"")
+
+    def _emit(self, report: Report, payload: bytes = b"") -> None:
+        self.reports.append(report)
+
+    def start(self, name: str, source: str, **settings: Any) -> None:
+        self.service.handle(StartPipeline(2, name, {"source": source, "model": "conveyor-detr", **settings}), b"")
+
+    def work(self, seconds: float) -> dict[str, dict[str, Any]]:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            if not self.service.step():
+                self._bell.wait(0.2)
+                self._bell.clear()
+        return self.service.status()[1]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with closing(Bench(tmp_path)) as made:
+        yield made
+
+
+@contextmanager
+def closing(made: Bench) -> Iterator[Bench]:
+    try:
+        yield made
+    finally:
+        made.service.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "camera"]
+
+
+def test_overload_is_shared_and_what_is_seen_stays_fresh(bench: Bench) -> None:
+    for name in ("north", "south", "west"):
+        bench.start(name, f"conveyor:?seed={len(name)}&fps=120", fps=120.0)
+    pipelines = bench.work(3.0)
+    rates = [pipeline["fps"] for pipeline in pipelines.values()]
+    assert sum(rates) < 330, "this machine is too quick to be overloaded; ask for more pipelines"
+    assert max(rates) < 1.3 * min(rates)
+    for pipeline in pipelines.values():
+        assert pipeline["skipped"]["busy"] > 0
+        assert pipeline["skipped"]["stale"] == 0
+        assert pipeline["age_ms_p95"] < 250  # a naive reader would be seconds behind by now
+
+
+def test_a_slow_pipeline_beside_a_quick_camera_gets_its_rate_from_fresh_frames(bench: Bench) -> None:
+    bench.start("belt", "conveyor:?seed=3&fps=30", fps=7.0)
+    pipeline = bench.work(4.0)["belt"]
+    assert pipeline["fps"] == pytest.approx(7.0, rel=0.2)
+    assert pipeline["camera_fps"] == pytest.approx(30.0, rel=0.2)
+    assert pipeline["skipped"]["not_due"] > 50
+    assert pipeline["age_ms_p50"] < 60
+
+
+def test_frames_come_only_while_watched_and_no_faster_than_asked(bench: Bench) -> None:
+    bench.start("belt", "conveyor:?seed=3", fps=20.0)
+    bench.work(0.5)
+    assert not any(isinstance(report, CameraFrame) for report in bench.reports)
+    bench.service.handle(Watch(3, "belt", fps=5.0, seconds=1.0), b"")
+    bench.work(2.0)
+    frames = [report for report in bench.reports if isinstance(report, CameraFrame)]
+    assert 3 <= len(frames) <= 7
+    assert all(set(found) == {"label", "score", "box", "track"} for frame in frames for found in frame.detections)
+
+
+def test_a_pipeline_that_is_started_again_begins_anew_and_one_that_is_stopped_is_gone(bench: Bench) -> None:
+    bench.start("belt", "conveyor:?seed=3", fps=20.0, line={})
+    first = bench.work(0.7)["belt"]
+    assert first["processed"] > 3
+    bench.start("belt", "conveyor:?seed=4", fps=5.0)
+    second = bench.work(0.3)["belt"]
+    assert second["source"] == "conveyor:?seed=4"
+    assert second["processed"] < first["processed"]
+    bench.service.handle(StopPipeline(4, "belt"), b"")
+    assert bench.work(0.1) == {}
