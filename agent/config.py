@@ -100,9 +100,11 @@ class WorkerSettings(Slice):
 
 
 class ModelSettings(Slice):
+    """`store` holds artefacts and engines; empty: the node's state folder."""
+
+    store: Path | None = None
     serve: tuple[str, ...] = ("smollm2-135m-instruct", "all-minilm-l6-v2")
     aliases: dict[str, str] = Field(default_factory=dict)
-    serve_unverified: bool = False
 
 
 class CameraSettings(Slice):

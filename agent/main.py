@@ -65,7 +65,7 @@ CAMERA_EVENTS_WAITING = 256
 async def run_node(settings: Settings) -> int:
     """Runs until SIGTERM or SIGINT. Raises OSError if the address is taken, StoreError if the state folder cannot be used."""
     with ExitStack() as stack:
-        store = await to_thread.run_sync(open_store, settings.node.state)
+        store = await to_thread.run_sync(open_store, settings.models.store or settings.node.state)
         journal = stack.enter_context(Journal(settings.node.state / "journal.sqlite", kernel_boot_id()))
         outbox = stack.enter_context(Outbox(settings.node.state / "outbox.sqlite", journal.boot))
         async with AsyncExitStack() as connections:

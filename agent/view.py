@@ -146,7 +146,7 @@ def _model(name: str, state: LocalModelState, manifest: Manifest | None, aliases
             figures = {"message": message, "attempts": attempts}
         case Prepared(record=record) | Serving(record=record):
             found = record.get("verdict", {}).get("figures", {})
-            figures = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+            figures = {key: float(f"{value:.4g}") for key, value in found.items() if isinstance(value, int | float)}
         case _:
             pass
     key = record.get("key", {})

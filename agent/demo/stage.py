@@ -92,7 +92,7 @@ def node_settings(stage: Layout, primary: SwitchablePrimary, camera: Mapping[str
 def camera_settings(video: Path | None) -> dict[str, Any]:
     """The rendered belt, or with a mirror and a video at hand DEIMv2 on real pictures."""
     if video is not None and os.environ.get("HOTSPARE_MIRROR"):
-        return {"id": "street", "source": f"file:{video.absolute()}?loop=true", "model": "deimv2-femto", "fps": 10.0, "threshold": 0.5}
+        return {"id": "street", "source": f"file:{video.absolute()}?loop=yes", "model": "deimv2-femto", "fps": 10.0, "threshold": 0.5}
     line = {"start": [0.5, 0.0], "end": [0.5, 1.0]}
     return {"id": "belt", "source": "conveyor:?seed=7", "model": "conveyor-detr", "fps": 12.0, "threshold": 0.5, "line": line}
 
