@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 GENERAL = "deimv2-femto"
 SHIPPED = "conveyor-detr"
 BUILD_S = 1800.0
+THREADS = 2
 
 
 class DetectError(Exception):
@@ -37,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from agent.reconcile import PreparationFailed
     from models.catalog import CatalogError
     from models.durable import StoreError
     from models.engines import EngineError
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         _detect(arguments)
-    except (DetectError, CatalogError, EngineError, PictureError, SourceError, StoreError) as error:
+    except (DetectError, CatalogError, EngineError, PictureError, PreparationFailed, SourceError, StoreError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except OSError as error:
@@ -81,6 +82,9 @@ def _detect(arguments: argparse.Namespace) -> None:
 
 def _engine(name: str | None, store: Store) -> tuple[DetectionManifest, Path]:
     """The manifest and the folder of the converted model; fetches and converts what is not there yet."""
+    import anyio
+
+    from agent.prepare import prepare_model
     from models.catalog import load_catalog
     from models.manifest import DetectionManifest
     from models.sources import SourceError, fetch
@@ -99,36 +103,8 @@ def _engine(name: str | None, store: Store) -> tuple[DetectionManifest, Path]:
     if not isinstance(manifest, DetectionManifest):
         names = ", ".join(sorted(each.name for each in catalog.manifests.values() if each.task == "detection"))
         raise DetectError(f"{manifest.name} is a model for {manifest.task}; for detection there are {names}")
-    return manifest, _build(manifest, {role: fetch(file, store) for role, file in manifest.files.items()}, store.root)
-
-
-def _build(manifest: DetectionManifest, sources: dict[str, Path], store: Path) -> Path:
-    """Convert in a child process, as always: it reads files that nobody vouches for. Quick if it has been done before."""
-    from models.record import to_mapping
-
-    request = {
-        "manifest": to_mapping(manifest),
-        "sources": {role: str(path) for role, path in sources.items()},
-        "store": str(store),
-        "options": {"nice": 0},
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "converters", "build"],
-            input=json.dumps(request),
-            text=True,
-            capture_output=True,
-            timeout=BUILD_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DetectError(f"the conversion of {manifest.name} took more than {BUILD_S:.0f} s and was ended") from error
-    last = done.stdout.rstrip().rpartition("\n")[2]
-    answer = json.loads(last) if last.startswith("{") else {}
-    if "result" not in answer:
-        reason = answer.get("error", {}).get("message") or f"exit status {done.returncode}: {done.stderr[-500:]}"
-        raise DetectError(f"{manifest.name} could not be converted: {reason}")
-    return Path(answer["result"]["folder"])
+    built = anyio.run(prepare_model, store, THREADS, BUILD_S, manifest, lambda phase, fraction: None)
+    return manifest, built.folder
 
 
 def _as_json(model: str, picture: Picture, found: tuple[Detection, ...], latency_ms: float) -> dict[str, Any]:

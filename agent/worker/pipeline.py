@@ -24,6 +24,7 @@ UNSURE = 0.4
 STALE_S = 1.0
 RETRY_S = 5.0
 EARLY = 0.2
+SHOWN_S = 0.5
 WINDOW = 200
 
 
@@ -163,7 +164,11 @@ class Pipeline:
         self._size = (picture.shape[1], picture.shape[0])
         self._shown_s = frame.at_s
         events = self._announcer.update(update, crossings, frame.at_s)
-        seen = tuple(track for track in update.tracks if track.is_seen and track.is_confirmed and self._announcer.concerns(track.label))
+        seen = tuple(
+            track
+            for track in update.tracks
+            if track.is_seen and track.is_confirmed and frame.at_s - track.sure_s <= SHOWN_S and self._announcer.concerns(track.label)
+        )
         now_s = time.monotonic()
         jpeg = None
         if self.watchers.want(now_s):

@@ -29,17 +29,22 @@ SAME_OBJECT = 0.75
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """sure: score from which a detection may begin a track; forget_s: how long a track lives unseen, half of it while unconfirmed."""
+    """sure: score from which a detection may begin a track; forget_s: how long a track lives unseen, half of it while unconfirmed;
+    unsure_s: how long on unsure detections alone, which are as often a shadow or a reflection where the object has been."""
 
     sure: float = 0.5
     confirm_hits: int = 2
     forget_s: float = 1.0
+    unsure_s: float = 3.0
     min_similarity: float = 0.15
 
 
 @dataclass(frozen=True)
 class Track:
-    """One object as it is known at one moment; `score` of the last detection, box in pixels, `label` by majority of scores."""
+    """One object as it is known at one moment; `score` of the last detection, box in pixels, `label` by majority of scores.
+
+    first_s, last_s, sure_s: when it was first seen, last seen, and last seen surely
+    """
 
     track: int
     label: str
@@ -52,6 +57,7 @@ class Track:
     is_seen: bool
     first_s: float
     last_s: float
+    sure_s: float
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,18 @@ class _Life:
     first_s: float
     last_s: float
     score: float
+    sure_s: float
     hits: int = 1
     votes: Dict[str, float] = field(default_factory=dict)
 
     def label(self) -> str:
         return max(self.votes, key=lambda label: self.votes[label])
 
-    def saw(self, detection: Detection, at_s: float) -> None:
+    def saw(self, detection: Detection, at_s: float, is_sure: bool) -> None:
         self.votes[detection.label] = self.votes.get(detection.label, 0.0) + detection.score
         self.score, self.last_s = detection.score, at_s
+        if is_sure:
+            self.sure_s = at_s
 
 
 class Tracker:
@@ -150,7 +159,7 @@ class Tracker:
         self._spread[rows] = np.stack([place * (1 - gain[:, :, 0]), both * (1 - gain[:, :, 0]), speed - gain[:, :, 1] * both], axis=2)
         for index, detection in pairs:
             self._lives[index].hits += 1
-            self._lives[index].saw(detection, at_s)
+            self._lives[index].saw(detection, at_s, detection.score >= self._settings.sure)
 
     def _begin(self, detections: Sequence[Detection], at_s: float) -> None:
         if not detections:
@@ -162,13 +171,16 @@ class Tracker:
         self._mean, self._spread = np.concatenate([self._mean, mean]), np.concatenate([self._spread, spread])
         for detection in detections:
             self._number += 1
-            life = _Life(self._number, at_s, at_s, detection.score)
-            life.saw(detection, at_s)
+            life = _Life(self._number, at_s, at_s, detection.score, at_s)
+            life.saw(detection, at_s, is_sure=True)
             self._lives.append(life)
 
     def _forget(self, at_s: float) -> Tuple[Track, ...]:
-        limit = self._settings.forget_s
-        kept = [at_s - life.last_s <= (limit if self._is_confirmed(life) else limit / 2) for life in self._lives]
+        limit_s = self._settings.forget_s
+        kept = [
+            at_s - life.last_s <= (limit_s if self._is_confirmed(life) else limit_s / 2) and at_s - life.sure_s <= self._settings.unsure_s
+            for life in self._lives
+        ]
         if all(kept):
             return ()
         ended = tuple(track for track, keep in zip(self._tracks(), kept) if not keep)
@@ -180,7 +192,7 @@ class Tracker:
         return tuple(
             Track(
                 life.track, life.label(), life.score, float(box[0]), float(box[1]), float(box[2]), float(box[3]),
-                self._is_confirmed(life), life.last_s == self._at_s, life.first_s, life.last_s,
+                self._is_confirmed(life), life.last_s == self._at_s, life.first_s, life.last_s, life.sure_s,
             )
             for life, box in zip(self._lives, _corners(self._mean[:, :, 0]))
         )  # fmt: skip

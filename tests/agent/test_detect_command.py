@@ -15,20 +15,12 @@ from models.conveyor import Conveyor
 from models.pictures import decode_picture
 
 ROOT = Path(__file__).parents[2]
-ENTRY = """
-import argparse, sys
-from agent.commands import detect
-parser = argparse.ArgumentParser()
-detect.add_parser(parser.add_subparsers())
-arguments = parser.parse_args(["detect", *sys.argv[1:]])
-sys.exit(arguments.run(arguments))
-"""
 
 
 def detect(state: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("HOTSPARE_")}
     return subprocess.run(
-        [sys.executable, "-c", ENTRY, *arguments],
+        [sys.executable, "-m", "agent.cli", "detect", *arguments],
         env={**own, "HOTSPARE_STATE": str(state), "HOTSPARE_SITE": str(state / "site"), "COLUMNS": "100", **environment},
         cwd=ROOT, text=True, capture_output=True, timeout=100, check=False,
     )  # fmt: skip

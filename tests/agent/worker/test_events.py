@@ -19,7 +19,7 @@ from models.tasks.detection import Detection
 
 
 def at(x: float, y: float, number: int = 1, label: str = "person", is_confirmed: bool = True, first_s: float = 0.0) -> Track:
-    return Track(number, label, 0.9, x - 10, y - 20, x + 10, y + 20, is_confirmed, True, first_s, 0.0)
+    return Track(number, label, 0.9, x - 10, y - 20, x + 10, y + 20, is_confirmed, True, first_s, 0.0, 0.0)
 
 
 def walk(counter: LineCounter, points: Sequence[tuple[float, float]], number: int = 1) -> list[Crossing]:

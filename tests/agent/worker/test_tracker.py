@@ -85,7 +85,8 @@ def test_weak_detections_hold_a_track_but_begin_none() -> None:
         tracker.update([box(50, 50)], frame / 10)
     for frame in range(4, 30):
         (track,) = tracker.update([box(50, 50, score=0.25)], frame / 10).tracks
-        assert (track.track, track.is_seen) == (1, True)
+        assert (track.track, track.is_seen, track.sure_s) == (1, True, 0.3)
+    assert tracker.update([box(50, 50, score=0.25)], 3.4).ended[0].track == 1
 
 
 def test_one_object_that_looks_like_two_things_is_one_track_with_the_better_label() -> None:
