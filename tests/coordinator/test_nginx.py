@@ -142,7 +142,9 @@ async def test_a_backup_that_nginx_refuses_is_left_out_and_the_others_are_not(tm
         async with balancer(tmp_path, cloud.port, []) as (client, nginx):
             backups = [Backup("edge-a", "edge-a.invalid", 80, 1), Backup("edge-b", "127.0.0.1", edge.port, 1)]
             assert await nginx.apply(backups)
-            assert await ask(client) == (200, "edge")
+            with anyio.fail_after(10):
+                while await ask(client) != (200, "edge"):  # the workers of before the reload may answer some more
+                    assert cloud.seen > 0
             assert "edge-a" not in (tmp_path / "nginx" / "hotspare.conf").read_text()
             assert not await nginx.apply(backups), "not asked again at once"
 
