@@ -89,7 +89,7 @@ def test_any_start_converges_to_what_is_desired(
 ) -> None:
     desired = Desired(tuple(models), pipelines)
     settled: dict[str, ModelState] = {name: READY if isinstance(state, Preparing) else state for name, state in states.items()}
-    actual = Actual(settled, {}, {"vision": 1}, dict.fromkeys(settled, "vision"))  # type: ignore[arg-type]
+    actual = Actual(settled, {}, {"vision": 1}, dict.fromkeys(settled, "vision"))
     for _ in range(20):
         steps = plan(desired, actual, 100.0)
         if not steps:
