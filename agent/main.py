@@ -39,7 +39,7 @@ from agent.reconcile import Built, Progress, Reconciler
 from agent.sdnotify import notify, watchdog_interval_s
 from agent.served import ServedModels
 from agent.standby import Standby
-from agent.state import Broken, Desired, WorkerName
+from agent.state import Broken, Desired, Serving, WorkerName
 from agent.supervision.incarnation import SupervisionSettings
 from agent.supervision.process import worker_command
 from agent.supervision.state import Quarantined, WorkerState
@@ -236,7 +236,7 @@ class _Node:
         """Ready with one model to ask; degraded when nothing is on its way to becoming one."""
         states = self._reconciler.actual.models
         wanted = self._desired.value.models
-        if not wanted or any(self._served.is_current(model) for model in wanted):
+        if not wanted or any(isinstance(states.get(model), Serving) for model in wanted):
             return "ready"
         is_hopeless = all(isinstance(states.get(model), Broken) for model in wanted) or isinstance(self._workers["text"].state, Quarantined)
         return "degraded" if is_hopeless else "starting"

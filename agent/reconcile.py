@@ -90,10 +90,15 @@ class Reconciler:
 
     @property
     def actual(self) -> Actual:
+        """A model that its worker's last process held, but not this one, is only prepared."""
         running = {name: incarnation_of(worker) for name, worker in self._workers.items()}
         worker_of = {name: WORKER_OF_TASK[manifest.task] for name, manifest in self._manifests.items()}
         alive = {name: incarnation for name, incarnation in running.items() if incarnation is not None}
-        return Actual(dict(self._models), dict(self._pipelines), alive, worker_of)
+        models = {
+            name: Prepared(state.folder, state.record) if isinstance(state, Serving) and not self._is_current(name, state) else state
+            for name, state in self._models.items()
+        }
+        return Actual(models, dict(self._pipelines), alive, worker_of)
 
     def manifest(self, model: str) -> Manifest | None:
         return self._manifests.get(model)

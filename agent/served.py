@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.http.collaborators import ServiceFailure
-from agent.reconcile import PreparationFailed, Reconciler, incarnation_of
+from agent.reconcile import PreparationFailed, Reconciler
 from agent.state import WORKER_OF_TASK, Broken, Serving, WorkerName
 from agent.supervision.worker import Worker
 from agent.text import Served
@@ -74,15 +74,6 @@ class ServedModels:
             if manifest is not None and name in manifest.aliases:
                 return model
         return name
-
-    def is_current(self, model: str) -> bool:
-        """Whether the model is loaded in the process that runs now."""
-        if self.reconciler is None:
-            return False
-        state, manifest = self.reconciler.actual.models.get(model), self.reconciler.manifest(model)
-        if manifest is None or not isinstance(state, Serving):
-            return False
-        return state.incarnation == incarnation_of(self._workers[WORKER_OF_TASK[manifest.task]])
 
     def _context(self, manifest: Manifest) -> int:
         return min(self._context_tokens, manifest.generation.context_tokens) if manifest.task == "generation" else 0
