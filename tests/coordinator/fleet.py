@@ -135,7 +135,7 @@ def coordinator_settings(broker: Mosquitto, folder: Path, primary_url: str = NOW
             "database": folder / "coordinator.sqlite",
             "primary": {"url": primary_url, "interval_s": 0.1, "timeout_s": 1.0, "failures": 2, "passes": 2},
             "broker": {"host": broker.host, "port": broker.port},
-            "leases": {"lease_s": 3.0, "renew_s": 1.0, "contingent": False, "min_active_s": 0.0, "command_deadline_s": 5.0} | leases,
+            "leases": {"lease_s": 3.0, "renew_s": 0.4, "contingent": False, "min_active_s": 0.0, "command_deadline_s": 5.0} | leases,
             "nginx": {"file": folder / "hotspare.conf", "test_command": ["true"], "reload_command": ["true"], "min_interval_s": 0.0},
         }
     )

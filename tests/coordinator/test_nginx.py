@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -108,6 +109,33 @@ async def test_a_refused_connection_goes_to_the_node_and_a_standby_node_to_the_n
         async with balancer(tmp_path, free_port(), backups) as (client, _):
             assert [await ask(client) for _ in range(4)] == [(200, "awake")] * 4
             assert sleeping.seen >= 1, "the gate of the standby node was asked and said no"
+
+
+async def test_an_active_node_leads_and_a_hanging_primary_costs_nobody_its_deadline(tmp_path: Path) -> None:
+    with upstream("edge") as edge, socket.create_server(("127.0.0.1", 0)) as hanging:
+        leader = Backup("edge-a", "127.0.0.1", edge.port, 1, leads=True)
+        async with balancer(tmp_path, hanging.getsockname()[1], [leader]) as (client, _):
+            with anyio.fail_after(2):
+                assert [await ask(client) for _ in range(5)] == [(200, "edge")] * 5
+
+
+async def test_a_primary_that_is_back_is_reached_while_the_nodes_stand_down(tmp_path: Path) -> None:
+    with upstream("cloud") as cloud, upstream("edge", 503) as edge:
+        async with balancer(tmp_path, cloud.port, [Backup("edge-a", "127.0.0.1", edge.port, 1, leads=True)]) as (client, nginx):
+            assert [await ask(client) for _ in range(5)] == [(200, "cloud")] * 5
+            assert await nginx.apply([Backup("edge-a", "127.0.0.1", edge.port, 1)])
+            seen = edge.seen
+            assert await until_answered_by(client, "cloud")
+            assert [await ask(client) for _ in range(5)] == [(200, "cloud")] * 5
+            assert edge.seen <= seen + 1, "the node is a backup again"
+
+
+async def until_answered_by(client: httpx.AsyncClient, name: str) -> bool:
+    with anyio.move_on_after(10):
+        while (await ask(client))[1] != name:
+            await anyio.sleep(0.05)
+        return True
+    return False
 
 
 async def test_a_healthy_primary_gets_everything_and_a_client_error_is_its_own(tmp_path: Path) -> None:
