@@ -27,12 +27,13 @@ LEFT_OUT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A node behind the balancer. `host` and `port` come from its registration and are checked there."""
+    """A node behind the balancer. `host` and `port` come from its registration and are checked there. `leads`: it holds a full lease."""
 
     node: str
     host: str
     port: int
     weight: int
+    leads: bool = False
 
 
 class NginxError(RuntimeError):
@@ -40,15 +41,18 @@ class NginxError(RuntimeError):
 
 
 def render(settings: NginxSettings, primary_url: str, backups: Sequence[Backup]) -> str:
-    """The http-level snippet: one upstream (primary, then backups by weight) and the server that clients talk to."""
+    """The http-level snippet: one upstream and the server that clients talk to.
+
+    The primary comes first and the nodes are its backups. While nodes hold a full lease they lead and the primary is theirs: a primary that
+    hangs would else cost each request its deadline, and one that has come back is still reached when the nodes stand down. Either change is
+    a reload, which forgets nginx's own count of failures: neither the primary nor a node stays shunned for what it was before.
+    """
     primary = urlsplit(primary_url)
     is_bridged = primary.scheme == "https"
     address = f"127.0.0.1:{settings.bridge_port}" if is_bridged else f"{primary.hostname}:{primary.port or 80}"
-    servers = [f"  server {address} max_fails=3 fail_timeout=30s;"]
-    servers += [
-        f"  server {_host(backup.host)}:{backup.port} backup weight={max(1, backup.weight)} max_fails=2 fail_timeout=10s;  # {backup.node}"
-        for backup in sorted(backups, key=lambda backup: backup.node)
-    ]
+    has_leaders = any(backup.leads for backup in backups)
+    servers = [f"  server {address}{' backup' if has_leaders else ''} max_fails=3 fail_timeout=5s;"]
+    servers += [_server(backup) for backup in sorted(backups, key=lambda backup: backup.node)]
     lines = [
         "# Rendered by the Hotspare coordinator; changes made here are overwritten.",
         "upstream hotspare {",
@@ -77,6 +81,11 @@ def render(settings: NginxSettings, primary_url: str, backups: Sequence[Backup])
     if is_bridged:
         lines += _bridge(settings, primary_url)
     return "\n".join(lines) + "\n"
+
+
+def _server(backup: Backup) -> str:
+    role = "" if backup.leads else " backup"
+    return f"  server {_host(backup.host)}:{backup.port}{role} weight={max(1, backup.weight)} max_fails=2 fail_timeout=5s;  # {backup.node}"
 
 
 def _bridge(settings: NginxSettings, primary_url: str) -> list[str]:

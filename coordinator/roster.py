@@ -149,7 +149,8 @@ class Roster:
             weight = row.meta.backup.weight if row.meta and row.meta.backup else 1
             view = self.view(row, now_s)
             if endpoint and not endpoint.tls and weight > 0 and view.is_online and view.is_ready and not view.is_drained:
-                found.append(Backup(row.node, endpoint.host, endpoint.port, weight))
+                leads = view.mode == "active" and view.lease is not None and view.lease.kind == "full" and now_s < view.lease.until_s
+                found.append(Backup(row.node, endpoint.host, endpoint.port, weight, leads))
         return found
 
     def _is_online(self, row: NodeRow, now_s: float) -> bool:

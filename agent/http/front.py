@@ -23,9 +23,7 @@ LOG = logging.getLogger(__name__)
 
 PREFIXES = ("/v1", "", "/beta")  # OpenAI's base, DeepSeek's bare host, and its beta base
 INFERENCE = frozenset(
-    prefix + path
-    for prefix in PREFIXES
-    for path in ("/chat/completions", "/completions", "/embeddings", "/batch", "/classify", "/detect")
+    prefix + path for prefix in PREFIXES for path in ("/chat/completions", "/completions", "/embeddings", "/batch", "/classify", "/detect")
 )
 OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
 
@@ -170,5 +168,3 @@ def _method(scope: Scope) -> str:
     """The method as a label: clients may send any word, a label must not take any value."""
     method: str = scope["method"]
     return method if method in ("GET", "HEAD", "POST", "OPTIONS") else "other"
-
-

@@ -124,9 +124,7 @@ class EventStream(Response):
             except TimeoutError:
                 await outbox.send(failed(ServiceFailure("deadline", f"the answer took longer than {self._limits.answer_s:g} s")))
 
-    async def _deliver(
-        self, inbox: MemoryObjectReceiveStream[bytes | ApiError], scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _deliver(self, inbox: MemoryObjectReceiveStream[bytes | ApiError], scope: Scope, receive: Receive, send: Send) -> None:
         has_head = False
         wait_s = self._limits.head_hold_s
         while True:
