@@ -36,7 +36,8 @@ async def test_the_demo_runs_and_ends_cleanly(tmp_path: Path) -> None:
     state = tmp_path / "demo"
     environment = {**os.environ, "HOTSPARE__MODELS__STORE": str(STORE), "COLUMNS": "200"}
     with output.open("wb") as out:
-        demo = subprocess.Popen([sys.executable, "-m", "agent.cli", "demo", "--state", str(state)], stdout=out, stderr=out, env=environment)
+        command = [sys.executable, "-m", "agent.cli", "demo", "--state", str(state)]
+        demo = subprocess.Popen(command, stdout=out, stderr=out, env=environment)  # noqa: ASYNC220 - returns at once
     try:
 
         async def is_up() -> bool:
