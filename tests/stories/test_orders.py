@@ -148,6 +148,14 @@ async def test_cameras_start_and_stop_by_order(tmp_path: Path) -> None:
                 return [one for one in pipelines if one["status"] == "streaming" and one["fps"] > 5]
 
             await until(sees, 20, "the camera streams")
+            async with Link(Broker("127.0.0.1", house.broker, client_id="listener")) as link:
+                await link.subscribe([topics.data("edge-a", "belt")])
+                with anyio.fail_after(30):
+                    async for message in link.messages():
+                        seen = json.loads(message.payload)
+                        if seen["kind"] == "new":
+                            break
+            assert seen["label"] in ("parcel", "bottle", "ball"), seen
             picture = await node.client.get("/cameras/belt/snapshot.jpg")
             assert picture.content[:3] == b"\xff\xd8\xff"
             refused = await send("pipeline.start", id="bad", source="rtsp://", model="conveyor-detr")
