@@ -12,6 +12,7 @@ from agent.state import WORKER_OF_TASK, Broken, Serving, WorkerName
 from agent.supervision.worker import Worker
 from agent.text import Served
 from models.chat_template import ChatTemplate, ChatTemplateError
+from models.engines import EngineError
 from models.manifest import Manifest
 from models.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ class ServedModels:
         try:
             tokenizer = Tokenizer(folder)
             self._languages[model] = Language(folder, tokenizer, ChatTemplate.from_folder(folder, tokenizer))
-        except (OSError, ValueError, ChatTemplateError) as error:
+        except (OSError, ValueError, EngineError, ChatTemplateError) as error:
             raise PreparationFailed(f"{model}: its tokenizer in {folder} cannot be used: {error}") from error
 
     def resolve(self, name: str) -> Served:

@@ -68,13 +68,13 @@ class TextService:
         if served.template is None:
             raise ServiceFailure("invalid", f"{served.manifest.name} has no chat template; use /v1/completions")
         try:
-            return served.tokenizer.encode(served.template.render(messages, tools), special=False)
+            return _encode(served, served.template.render(messages, tools), special=False)
         except ChatTemplateError as error:
             raise ServiceFailure("invalid", f"messages: {error}") from error
 
     def encode(self, model: str, text: str) -> list[int]:
         """The token ids of a plain text, with the opening mark if the model has one."""
-        return self._resolve(model).tokenizer.encode(text)
+        return _encode(self._resolve(model), text, special=True)
 
     async def generate(self, model: str, prompt_tokens: Sequence[int], sampling: Sampling) -> AsyncGenerator[TextDelta, None]:
         """Continue a prompt. The last delta has `finish` and `usage`. Close it when you stop early: that ends the work on it."""
@@ -175,6 +175,18 @@ def _facts(served: Served, kind: type[Kind]) -> Kind:
     if not isinstance(served.manifest, kind):
         raise ServiceFailure("invalid", f"{served.manifest.name} is a model for {served.manifest.task} and cannot do this")
     return served.manifest
+
+
+def _encode(served: Served, text: str, special: bool) -> list[int]:
+    """Refuses what cannot fit before the work of encoding it, which would hold the event loop and take gigabytes for megabytes of text."""
+    at_least = served.tokenizer.least_tokens(text)
+    if served.context_tokens and at_least > served.context_tokens:
+        raise ServiceFailure(
+            "context_length_exceeded",
+            f"the prompt has {len(text)} characters, at the least {at_least} tokens; prompt and answer together must fit into "
+            f"{served.context_tokens} tokens",
+        )
+    return served.tokenizer.encode(text, special=special)
 
 
 def _generate(served: Served, prompt: Sequence[int], sampling: Sampling, deadline_s: float) -> Generate:

@@ -12,6 +12,7 @@ from models.engines.decoder import FILE as FACTS_FILE
 from models.engines.decoder import DecoderFacts, read_facts
 
 MAX_FILE_BYTES = 64 << 20
+LONGEST_WORD = 256  # characters: what a word-piece vocabulary may turn into one unknown token
 
 
 class TokenizerError(ValueError):
@@ -25,6 +26,11 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         self.facts = _facts(folder)
         self._tokenizer = _read_tokenizer(path)
+        self._longest = max(LONGEST_WORD, *map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
+
+    def least_tokens(self, text: str) -> int:
+        """A lower bound of the tokens that `text` will have, for free: encoding takes some hundred bytes of memory per character."""
+        return -(-len(text) // self._longest)
 
     @property
     def eos_ids(self) -> Tuple[int, ...]:
@@ -41,6 +47,8 @@ class Tokenizer:
         special     with the opening and closing marks of the model; a text rendered by a chat template has its own: give False
         max_tokens  cut in the text, so that closing marks stay
         """
+        if max_tokens is not None:
+            text = text[: max_tokens * self._longest]
         encoding = self._tokenizer.encode(text, add_special_tokens=special)
         ids: List[int] = encoding.ids
         if special and self.facts and self.facts.add_bos and self.facts.bos_id is not None and ids[:1] != [self.facts.bos_id]:

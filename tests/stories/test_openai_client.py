@@ -70,9 +70,11 @@ async def test_its_errors_are_the_clients_own_exceptions(node: Node) -> None:
             await client.chat.completions.create(model=CHAT, messages=messages, temperature=-1)
         with pytest.raises(openai.NotFoundError, match="gpt-9"):
             await client.chat.completions.create(model="gpt-9", messages=messages)
-        with pytest.raises(openai.BadRequestError, match="token"):
-            long: Any = [{"role": "user", "content": "word " * 3000}]
-            await client.chat.completions.create(model=CHAT, messages=long)
+        for words in (3000, 400_000):
+            long: Any = [{"role": "user", "content": "word " * words}]
+            with pytest.raises(openai.BadRequestError, match="token") as refused:
+                await client.chat.completions.create(model=CHAT, messages=long)
+            assert refused.value.code == "context_length_exceeded"
 
 
 async def test_merged_requests_are_answered_in_order_each_by_itself(node: Node) -> None:
