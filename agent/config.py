@@ -57,7 +57,7 @@ class HttpSettings(Slice):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
-    advertise: str = ""
+    advertise: str = Field(default="", pattern=r"^$|^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$")
     keys_file: Path | None = None
 
 

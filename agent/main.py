@@ -7,15 +7,16 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
+from pathlib import Path
 
 import anyio
 import httpx
 from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
-from agent.config import Settings
+from agent.config import ConfigurationError, Settings
 from agent.desired import DesiredState
 from agent.gateway.probe import probe_primary
 from agent.history import History
@@ -30,6 +31,7 @@ from agent.link.journal import Journal
 from agent.link.outbox import Outbox
 from agent.link.reports import Reports
 from agent.link.session import Session, SessionSettings, Uplink
+from agent.link.store import StoreError as LinkStoreError
 from agent.mode import Health, ModePolicy, ModeState
 from agent.orders import Orders
 from agent.prepare import prepare_model
@@ -52,6 +54,7 @@ from agent.view import View
 from agent.vision import VisionService
 from agent.worker_protocol import CameraEvent
 from models.catalog import load_catalog
+from models.durable import StoreError, exclusive
 from models.manifest import Manifest
 from models.store import open_store
 
@@ -59,22 +62,35 @@ logger = logging.getLogger(__name__)
 
 BUILD_DEADLINE_S = 2 * 3600.0
 DRAIN_S = 10.0
+LOCK_S = 2.0
 CAMERA_EVENTS_WAITING = 256
 
 
 async def run_node(settings: Settings) -> int:
-    """Runs until SIGTERM or SIGINT. Raises OSError if the address is taken, StoreError if the state folder cannot be used."""
+    """Runs until SIGTERM or SIGINT. Raises StartError, and ConfigurationError for what only shows when files are read."""
+    state = settings.node.state
     with ExitStack() as stack:
-        store = await to_thread.run_sync(open_store, settings.models.store or settings.node.state)
-        journal = stack.enter_context(Journal(settings.node.state / "journal.sqlite", kernel_boot_id()))
-        outbox = stack.enter_context(Outbox(settings.node.state / "outbox.sqlite", journal.boot))
+        try:
+            store = await to_thread.run_sync(open_store, settings.models.store or state)
+            stack.enter_context(exclusive(state / "node.lock", LOCK_S, f"the state folder {state}, of which every node needs its own"))
+            journal = stack.enter_context(Journal(state / "journal.sqlite", kernel_boot_id()))
+            outbox = stack.enter_context(Outbox(state / "outbox.sqlite", journal.boot))
+            listener = bind(settings.http.host, settings.http.port)
+        except (StoreError, LinkStoreError, OSError) as error:
+            raise StartError(str(error)) from error
+        stack.enter_context(closing(listener))
+        key_digests = await to_thread.run_sync(_key_digests, settings.http.keys_file)
         async with AsyncExitStack() as connections:
             client = await connections.enter_async_context(httpx.AsyncClient(trust_env=False))
             node = _Node(settings, journal, outbox, client)
             node.prepare = partial(prepare_model, store, settings.worker.threads or 2, BUILD_DEADLINE_S)
             demo = await connections.enter_async_context(RemoteSwitch(settings.demo.switch_url)) if settings.demo.switch_url else None
-            await node.run(demo)
+            await node.run(listener, key_digests, demo)
     return 0
+
+
+class StartError(Exception):
+    """The node cannot start here and now; the message says why and what to do."""
 
 
 class _Node:
@@ -122,9 +138,7 @@ class _Node:
         )
         self._session = self._make_session(journal, outbox) if settings.mqtt.host else None
 
-    async def run(self, demo: RemoteSwitch | None) -> None:
-        http = self.settings.http
-        listener = bind(http.host, http.port)
+    async def run(self, listener: socket.socket, key_digests: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
         services = Services(
             node_id=self.settings.node.id,
             node=self._view,
@@ -132,7 +146,7 @@ class _Node:
             text=TextService(self._served.resolve),
             vision=self._vision,
             demo=demo,
-            key_digests=await to_thread.run_sync(_key_digests, self.settings),
+            key_digests=key_digests,
         )
         app = create_app(services, CollectorRegistry())
         self._in_flight = lambda: app.in_flight.count
@@ -305,11 +319,17 @@ class _Node:
             await anyio.sleep(interval_s)
 
 
-def _key_digests(settings: Settings) -> tuple[bytes, ...]:
-    """SHA-256 of each API key, one in hex a line; the keys themselves are nowhere on the device."""
-    file = settings.http.keys_file
-    lines = file.read_text().split() if file else []
-    return tuple(bytes.fromhex(line) for line in lines)
+def _key_digests(file: Path | None) -> tuple[bytes, ...]:
+    """SHA-256 of each API key, in hex, one a line (`printf %s KEY | sha256sum`): the keys themselves are nowhere on the device."""
+    if file is None:
+        return ()
+    try:
+        digests = tuple(bytes.fromhex(line) for line in file.read_text().split())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"http.keys_file {file}: {error}; give one SHA-256 in hex a line: printf %s KEY | sha256sum") from error
+    if not digests or any(len(digest) != 32 for digest in digests):
+        raise ConfigurationError(f"http.keys_file {file} must hold SHA-256 digests of 64 hex digits, one a line: printf %s KEY | sha256sum")
+    return digests
 
 
 def _endpoint(settings: Settings, port: int) -> Endpoint:

@@ -33,9 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_CONFIGURATION
     import anyio
 
-    from agent.main import run_node
+    from agent.main import StartError, run_node
 
-    return anyio.run(run_node, settings)
+    try:
+        return anyio.run(run_node, settings)
+    except ConfigurationError as error:
+        sys.stderr.write(f"configuration: {error}\n")
+        return EXIT_CONFIGURATION
+    except StartError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
 
 
 def check(arguments: argparse.Namespace) -> int:

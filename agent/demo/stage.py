@@ -22,6 +22,7 @@ from agent.demo.primary import SwitchablePrimary
 from agent.demo.programs import ProgramError, find, free_port, nginx_command, program, write_mosquitto, write_nginx
 from coordinator.config import NginxSettings
 from coordinator.nginx import render
+from models.durable import StoreBusy, exclusive
 
 READY_DEADLINE_S = 1800.0  # a slow line and a slow device: the first start fetches 130 MB and converts them
 NODE = "demo-node"
@@ -102,7 +103,15 @@ async def run_demo(folder: Path | None, video: Path | None, console: Console) ->
     stage = layout(folder)
     for name in ("broker", "nginx", "coordinator", "node", "log"):
         (stage.folder / name).mkdir(parents=True, exist_ok=True)
-    console.print(f"Hotspare demo, state in [bold]{stage.folder}[/bold]", highlight=False)
+    console.print(f"Hotspare demo, state in [bold]{stage.folder}[/bold]", highlight=False, soft_wrap=True)
+    try:
+        with exclusive(stage.folder / "demo.lock", 0.0, f"the demo in {stage.folder}; end that one, or give --state another folder"):
+            return await _perform(stage, video, console)
+    except StoreBusy as error:
+        raise ProgramError(str(error)) from error
+
+
+async def _perform(stage: Layout, video: Path | None, console: Console) -> int:
     problem: ProgramError | None = None
     async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
         tasks.start_soon(_end_on_signal, tasks.cancel_scope)
