@@ -66,7 +66,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_s, status = time.monotonic(), 500
+        started_s, status = time.monotonic(), 499  # stands where the client left before the head of the answer
         served_by = f"hotspare/{self._services.node_id}"
 
         async def send_named(message: Message) -> None:

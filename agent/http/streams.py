@@ -102,10 +102,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         outbox, inbox = anyio.create_memory_object_stream[bytes | ApiError](16)  # full: generation waits for the client
+        is_complete = False
+
+        def left() -> None:
+            if not is_complete:  # the server says "disconnect" after the last byte of a complete answer too
+                self._on_left()
+
         async with outbox, inbox, anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_when_left, receive, tasks.cancel_scope, self._on_left)
+            tasks.start_soon(_cancel_when_left, receive, tasks.cancel_scope, left)
             tasks.start_soon(self._produce, outbox)
             await self._deliver(inbox, scope, receive, send)
+            is_complete = True
             tasks.cancel_scope.cancel()
 
     async def _produce(self, outbox: MemoryObjectSendStream[bytes | ApiError]) -> None:

@@ -114,6 +114,18 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
     assert sample(url, "hotspare_inference_in_flight") == 0
 
 
+def test_only_clients_that_left_count_as_such(house: House, serve: Callable[[House], str]) -> None:
+    url = serve(house)
+    ask = {"model": "parrot", "messages": [{"role": "user", "content": "a b c"}], "stream": True}
+    for _ in range(5):
+        assert httpx.post(url + "/v1/chat/completions", json=ask).text.endswith("data: [DONE]\n\n")
+    assert sample(url, "hotspare_client_disconnects_total") == 0
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url + "/v1/chat/completions", json=WAIT | {"stream": False}, timeout=0.5)
+    until(lambda: sample(url, "hotspare_client_disconnects_total") == 1, "the client's leaving was not counted")
+    assert sample(url, "hotspare_http_requests_total", endpoint="/v1/chat/completions", status="499", method="POST") == 1
+
+
 def test_a_stop_does_not_wait_for_viewers_but_lets_an_answer_end(house: House) -> None:
     async def main() -> None:
         app = house.app()
