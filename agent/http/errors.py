@@ -97,17 +97,24 @@ def retry_after(seconds: float) -> str:
 
 
 def fault_of(errors: Sequence[Any], body: Any) -> ApiError:
-    """The first fault that validation found, with the path as OpenAI writes it: `messages[2].content`."""
-    fault = errors[0]
+    """One fault of those that validation found, with the path as OpenAI writes it: `messages[2].content`."""
+    fault = _most_telling(errors)
     source, *path = fault["loc"]
     if fault["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON", code="invalid_json")
-    if fault["type"] in ("missing", "model_attributes_type", "dict_type") and not path:
+    if fault["type"] in ("missing", "model_attributes_type", "model_type", "dict_type") and not path:
         return ApiError(400, "the body must be a JSON object sent as application/json", code="invalid_json")
     param = _path(path, body, fault["type"] == "missing") if source == "body" else ".".join(map(str, path))
     if fault["type"] == "missing":
         return ApiError(400, f"{param}: this field is required", param=param, code="missing_required_parameter")
     return invalid(param or None, f"{param or 'body'}: {fault['msg']}"[:500])
+
+
+def _most_telling(errors: Sequence[Any]) -> Any:
+    """Where a field takes several forms, validation complains once for each: the form that was meant fails later than on its type."""
+    first = errors[0]["loc"][1:2]
+    faults = [fault for fault in errors if fault["loc"][1:2] == first]
+    return min(faults, key=lambda fault: (fault["type"].endswith("_type"), -len(fault["loc"])))
 
 
 def _path(path: Sequence[str | int], body: Any, is_missing: bool) -> str:
@@ -142,7 +149,10 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
         words = {404: f"there is nothing at {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
         message = words.get(status) or (str(error.detail) if isinstance(error, HTTPException) else "unexpected")
-        return ApiError(status, message[:500], code={404: "not_found", 405: "method_not_allowed"}.get(status), headers=headers).response()
+        code = {400: "invalid_value", 404: "not_found", 405: "method_not_allowed"}.get(status)
+        if status == 400 and isinstance(error.__cause__, (UnicodeError, RecursionError)):  # what the framework does not take for bad JSON
+            message, code = "the body is not valid JSON", "invalid_json"
+        return ApiError(status, message[:500], code=code, headers=headers).response()
 
     async def our_bug(_: Request, error: Exception) -> JSONResponse:
         words = "the node failed on this request; its log has the cause"

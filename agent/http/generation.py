@@ -36,7 +36,7 @@ def jobs_of(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> lis
     jobs = []
     for number, prompt in enumerate(prompts):
         for repeat in range(n):
-            seed = None if sampling.seed is None else sampling.seed + repeat
+            seed = None if sampling.seed is None else (sampling.seed + repeat) % (1 << 63)  # negative ones are OpenAI's, not numpy's
             jobs.append(Job(number * n + repeat, prompt, replace(sampling, seed=seed)))
     return jobs
 

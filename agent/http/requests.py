@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agent.http.errors import ApiError, invalid, unsupported
 
@@ -13,6 +13,18 @@ MAX_PROMPTS = 32
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+def _encodable(text: str) -> str:
+    """JSON may spell half of a surrogate pair (D83D alone), which no encoding of text can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(None, f"character {error.start} of a text is half of a surrogate pair; send valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 # Accepted without effect: who asks, where it is billed, and DeepSeek's thinking switch, which a model without thinking must not trip over.
@@ -65,14 +77,21 @@ class StreamOptions(BaseModel):
 
 class Part(Body):
     type: str
-    text: str | None = None
+    text: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(kind := values.get("type"), str) and kind != "text":
+            raise unsupported("messages", f"content parts of type {kind[:40]!r} are not supported; send parts of type 'text'")
+        return values
 
 
 class ChatMessage(Body):
     """Fields that a client copies from an earlier answer (refusal, annotations, DeepSeek's reasoning) have no effect."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Text | list[Part] | None = None
 
     neutral = {"tool_calls": ([],), "function_call": (), "audio": (), "prefix": (False,)}
 
@@ -90,9 +109,6 @@ class ChatMessage(Body):
     def text(self) -> str:
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
-        for part in self.content:
-            if part.type != "text":
-                raise unsupported("messages", f"content parts of type {part.type[:40]!r} are not supported; send parts of type 'text'")
         return "\n".join(part.text or "" for part in self.content)
 
 
@@ -131,7 +147,7 @@ class ChatRequest(SamplingBody):
 
 class CompletionRequest(SamplingBody):
     model: ModelName
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Text | list[Text] | list[TokenId] | list[list[TokenId]]
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -151,7 +167,7 @@ class CompletionRequest(SamplingBody):
 
 class EmbeddingRequest(Body):
     model: ModelName
-    input: str | Annotated[list[str], Field(max_length=2048)] | list[TokenId] | Annotated[list[list[TokenId]], Field(max_length=2048)]
+    input: Text | Annotated[list[Text], Field(max_length=2048)] | list[TokenId] | Annotated[list[list[TokenId]], Field(max_length=2048)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
@@ -165,7 +181,7 @@ class EmbeddingRequest(Body):
 
 class ClassifyRequest(Body):
     model: ModelName | None = None
-    input: str | Annotated[list[str], Field(min_length=1, max_length=256)]
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=256)]
     top: Annotated[int, Field(ge=1, le=100)] | None = None
 
 
@@ -173,7 +189,7 @@ class BatchItem(SamplingBody):
     """One request of a merged call: either a prompt to continue or a conversation."""
 
     model: ModelName | None = None
-    prompt: str | list[TokenId] | None = None
+    prompt: Text | list[TokenId] | None = None
     messages: Messages | None = None
 
     @model_validator(mode="after")

@@ -61,7 +61,7 @@ async def test_deepseek_forms_are_taken(client: httpx.AsyncClient, path: str) ->
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "tool_calls"),
     ],
 )
@@ -73,6 +73,35 @@ async def test_a_fault_is_named(client: httpx.AsyncClient, more: dict[str, Any],
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert len(error["message"]) < 600
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"stop": ["a"] * 5}, "at most 4"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]}, "parts of type 'image_url'"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "this field is required"),
+    ],
+)
+async def test_a_fault_is_told_by_the_form_that_was_meant(client: httpx.AsyncClient, more: dict[str, Any], words: str) -> None:
+    answer = await client.post("/v1/chat/completions", json=ask() | more)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"model": "parrot", "messages": [{"role": "user", "content": "a\ud83d"}]}),
+        ("completions", {"model": "parrot", "prompt": ["a", "\ud83d"]}),
+        ("embeddings", {"model": "letters", "input": "\ud83d"}),
+        ("classify", {"input": "\ud83d"}),
+    ],
+)
+async def test_half_a_surrogate_pair_is_the_clients_fault(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
+    answer = await client.post(f"/v1/{path}", content=json.dumps(body), headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "surrogate" in answer.json()["error"]["message"]
 
 
 async def test_a_missing_field_is_named(client: httpx.AsyncClient) -> None:
@@ -87,11 +116,14 @@ async def test_what_is_no_json_object_is_refused(client: httpx.AsyncClient, body
     answer = await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert answer.json()["error"]["code"] == "invalid_json"
 
 
 async def test_choices_with_a_seed_differ_from_one_another(client: httpx.AsyncClient, house: House) -> None:
     await client.post("/v1/chat/completions", json=ask(n=3, seed=10))
     assert house.text.last
     assert house.text.last.seed == 12
+    await client.post("/v1/chat/completions", json=ask(seed=-1))
+    assert house.text.last.seed == (1 << 63) - 1, "workers take no negative ones"
     await client.post("/v1/chat/completions", json=ask(n=2))
     assert house.text.last.seed is None
