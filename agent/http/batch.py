@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -13,18 +15,19 @@ from starlette.responses import Response
 from agent.errors import AgentError
 from agent.http.context import Context, add_post, new_id, now_s
 from agent.http.errors import ApiError, failed, fault_of
-from agent.http.generation import Job, complete, sampling_of, usage_of
+from agent.http.generation import complete, jobs_of, sampling_of, usage_of
 from agent.http.requests import BatchItem, BatchRequest
 from agent.http.streams import all_of, unless_left
 
 
 def router(context: Context) -> APIRouter:
     routes = APIRouter()
+    places = anyio.CapacityLimiter(context.limits.batch_items)
 
     async def batch(body: BatchRequest, request: Request) -> Response:
-        """Run all items at the same time."""
+        """Run the items side by side, as many at a time as leave room for chats in the worker's queue."""
         model = context.model_or_default(body.model, "generation")
-        calls = [partial(_answer, context, model, index, raw) for index, raw in enumerate(body.requests)]
+        calls = [partial(_answer, context, places, model, index, raw) for index, raw in enumerate(body.requests)]
         items = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
         usages = [item["usage"] for item in items if "usage" in item]
         return JSONResponse({
@@ -40,18 +43,19 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-async def _answer(context: Context, default_model: str, index: int, raw: Any) -> dict[str, Any]:
+async def _answer(context: Context, places: anyio.CapacityLimiter, default_model: str, index: int, raw: Any) -> dict[str, Any]:
     try:
         item = BatchItem.model_validate(raw)
         model = item.model or default_model
         text = context.text()
         if item.messages:
-            prompt = text.chat_prompt(model, [message.plain() for message in item.messages])
+            prompt = await anyio.to_thread.run_sync(text.chat_prompt, model, [message.plain() for message in item.messages])
         elif isinstance(item.prompt, str):
-            prompt = text.encode(model, item.prompt)
+            prompt = await anyio.to_thread.run_sync(text.encode, model, item.prompt)
         else:
             prompt = item.prompt or []
-        choice = await complete(text, context.metrics, model, Job(0, prompt, sampling_of(item, item.max_tokens)))
+        async with places:
+            choice = await complete(text, context.metrics, model, jobs_of([prompt], 1, sampling_of(item, item.max_tokens))[0])
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
         return {"index": index, **fault_of(faults, raw).body()}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
@@ -23,7 +24,8 @@ def router(context: Context) -> APIRouter:
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         text = context.text()
-        prompt = text.chat_prompt(body.model, [message.plain() for message in body.messages])
+        # In a thread: megabytes take seconds, in which the node must go on answering and renewing its lease.
+        prompt = await anyio.to_thread.run_sync(text.chat_prompt, body.model, [message.plain() for message in body.messages])
         jobs = jobs_of([prompt], body.n or 1, sampling_of(body, body.limit, body.wanted_logprobs))
         if body.stream:
             return EventStream(partial(_stream, context, body, jobs), context.limits, context.metrics.disconnects.inc)

@@ -217,6 +217,7 @@ class Limits:
     header_s: float = 10.0
     answer_s: float = 600.0
     in_flight: int = 32
+    batch_items: int = 8  # of all batches, at the same time; the worker's queue has 16 places beside its slots, and chats need some
     pictures: int = 4  # each holds up to picture_bytes of memory
     watchers: int = 8
     head_hold_s: float = 10.0

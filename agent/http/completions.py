@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
@@ -25,7 +26,12 @@ def router(context: Context) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one prompt or several."""
         text = context.text()
-        prompts = [text.encode(body.model, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
+        asked = body.prompts
+
+        def tokenise() -> list[list[int]]:
+            return [text.encode(body.model, prompt) if isinstance(prompt, str) else prompt for prompt in asked]
+
+        prompts = await anyio.to_thread.run_sync(tokenise)
         top_logprobs = -1 if body.logprobs is None else body.logprobs
         jobs = jobs_of(prompts, body.n or 1, sampling_of(body, body.max_tokens or DEFAULT_MAX_TOKENS, top_logprobs))
         if body.stream:

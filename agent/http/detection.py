@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
+from agent.http.collaborators import ServiceFailure
 from agent.http.context import Context, add_post, new_id, now_s
 from agent.http.errors import ApiError, fault_of, invalid
 from agent.http.requests import DetectRequest
@@ -39,7 +40,7 @@ def router(context: Context) -> APIRouter:
         """Picture as multipart field `file`, as raw body with an image type, or as JSON {"image": base64 or data URL}."""
         async with pictures:  # the body of the next one stays with its client until there is room for it
             question = await _question(request)
-            model = context.model_or_default(question.model, "detection")
+            model = _detector(context, question.model)
             call = partial(context.vision().detect, model, question.image, question.threshold, question.annotate)
             picture = await unless_left(request, call, context.limits.answer_s)
         if question.annotate and picture.jpeg is not None:
@@ -57,6 +58,20 @@ def router(context: Context) -> APIRouter:
 
     add_post(routes, "/detect", detect)
     return routes
+
+
+def _detector(context: Context, name: str | None) -> str:
+    """The name by which the worker knows it. Raises ApiError or ServiceFailure, in the words that text models are refused with."""
+    if name is None:
+        return context.model_or_default(None, "detection")
+    for model in context.services.node.models():
+        if name in (model.name, *model.aliases):
+            if model.task != "detection":
+                raise invalid("model", f"{model.name} is a model for {model.task} and finds no objects in pictures")
+            if model.status != "serving":
+                raise ServiceFailure("not_ready", f"{model.name} does not serve yet ({model.status}); ask again in a moment")
+            return model.name
+    raise ApiError(404, f"there is no model {name[:200]!r} on this node; see /v1/models", param="model", code="model_not_found")
 
 
 async def _question(request: Request) -> Question:

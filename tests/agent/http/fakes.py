@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,6 +57,7 @@ class Parrot:
     failure: Exception | None = None
     running: int = 0
     most_running: int = 0
+    pace_s: float = 0.0
 
     def chat_prompt(self, model: str, messages: Sequence[Mapping[str, str]], tools: None = None) -> list[int]:
         return self.encode(model, messages[-1]["content"])
@@ -83,7 +83,7 @@ class Parrot:
                 written += 1
                 yield TextDelta(piece, _logprobs(piece) if sampling.top_logprobs >= 0 else ())
                 self.started.set()
-                await anyio.lowlevel.checkpoint()
+                await anyio.sleep(self.pace_s)
                 if word == "fall":
                     raise ServiceFailure("worker_lost", "worker text died: SIGKILL")
                 if word == "wait":

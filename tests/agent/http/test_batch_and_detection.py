@@ -24,6 +24,7 @@ async def test_a_batch_keeps_its_order_and_one_bad_item_fails_alone(client: http
         {"prompt": "y", "model": "gpt-99"},
         7,
     ]
+    house.text.pace_s = 0.05
     answer = await client.post("/v1/batch", json={"requests": [*items, {"neither": 1}]})
     assert answer.status_code == 200, answer.text
     results = answer.json()["results"]
@@ -37,6 +38,13 @@ async def test_a_batch_keeps_its_order_and_one_bad_item_fails_alone(client: http
     assert results[7]["error"]["param"] == "neither"
     assert answer.json()["model"] == "parrot"
     assert house.text.most_running >= 2, "items run at the same time"
+
+
+async def test_a_full_batch_leaves_room_in_the_workers_queue(client: httpx.AsyncClient, house: House) -> None:
+    house.text.pace_s = 0.02
+    answer = await client.post("/v1/batch", json={"requests": [{"prompt": f"{number} is it"} for number in range(64)]})
+    assert [item["text"] for item in answer.json()["results"]] == [f"{number} is it" for number in range(64)]
+    assert house.text.most_running == house.limits.batch_items
 
 
 async def test_a_batch_is_bounded(client: httpx.AsyncClient) -> None:
@@ -66,6 +74,14 @@ async def test_a_picture_comes_in_three_forms(client: httpx.AsyncClient, house: 
         assert house.vision.asked == ("boxes", b"PICTURE", 0.3, False)
         assert answer.json()["detections"] == [{"label": "parcel", "score": 0.93, "box": [1.0, 2.0, 30.0, 40.0]}]
         assert (answer.json()["width"], answer.json()["height"]) == (64, 48)
+
+
+async def test_a_detector_is_refused_in_the_words_of_text_models(client: httpx.AsyncClient) -> None:
+    for model, status, words in (("nope", 404, "there is no model 'nope'"), ("parrot", 400, "parrot is a model for generation")):
+        answer = await client.post(f"/v1/detect?model={model}", content=b"PICTURE", headers={"content-type": "image/jpeg"})
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"].startswith(words)
+        assert answer.json()["error"]["param"] == "model"
 
 
 async def test_the_annotated_picture(client: httpx.AsyncClient, house: House) -> None:
