@@ -246,9 +246,9 @@ def _published(gguf: GgufFile, facts: Facts) -> dict[str, Any]:
 
 OPEN: dict[str, Callable[[Room], Decoder]] = {
     "hotspare": lambda room: Ours(room, spinning=False),
-    "hotspare, spinning threads": lambda room: Ours(room, spinning=True),
-    "hotspare, int8 activations": lambda room: Ours(room, spinning=False),
-    "hotspare, int8 activations, spinning threads": lambda room: Ours(room, spinning=True),
+    "hotspare spinning": lambda room: Ours(room, spinning=True),
+    "hotspare int8": lambda room: Ours(room, spinning=False),
+    "hotspare int8 spinning": lambda room: Ours(room, spinning=True),
     "transformers float32": Transformers,
     "llama.cpp": LlamaCpp,
 }

