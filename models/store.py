@@ -49,9 +49,15 @@ def default_root(environment: Mapping[str, str]) -> Path:
     return Path(data) / "hotspare"
 
 
+def default_store(environment: Mapping[str, str]) -> Path:
+    """HOTSPARE__MODELS__STORE, as the node reads its configuration, else its state folder: commands must find what the node has."""
+    named = environment.get("HOTSPARE__MODELS__STORE")
+    return Path(named).absolute() if named else default_root(environment)
+
+
 def open_store(root: Optional[Path] = None) -> Store:
     """The store of this device, its folders made and the leftovers of dead processes removed. Raises StoreError."""
-    root = default_root(os.environ) if root is None else root.absolute()
+    root = default_store(os.environ) if root is None else root.absolute()
     try:
         for folder in ("blobs/sha256", "engines", "partial", "temporary", "locks"):
             (root / folder).mkdir(parents=True, exist_ok=True)

@@ -20,13 +20,21 @@ from models.durable import StoreError
 from models.manifest import Manifest
 from models.record import to_mapping
 from models.sources import SourceError, base_name, fetch
-from models.store import Store, default_root, megabytes, open_store
+from models.store import Store, megabytes, open_store
 from models.upkeep import remove, usage, verify
+
+FILE_WIDTH = 200  # where no terminal says how wide it is: a line for each model
+SUMMARY_WIDTH = 110  # a narrower terminal would fold the summaries into towers
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("models", help="list, fetch, check and remove models")
-    parser.add_argument("--state", type=Path, metavar="FOLDER", help="state folder of the node (default: HOTSPARE_STATE or the user's own)")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="FOLDER",
+        help="the node's store (default: HOTSPARE__MODELS__STORE, its state folder, or the user's own)",
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     listing = actions.add_parser("list", help="the models this device knows, and which it has")
     listing.add_argument("--json", action="store_true")
@@ -46,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     actions = {"list": _list, "pull": _pull, "show": _show, "verify": _verify, "rm": _remove}
     try:
         catalog = load_catalog()
-        store = open_store(arguments.state or default_root(os.environ))
+        store = open_store(arguments.state)
         return actions[arguments.action](arguments, catalog, store)
     except (CatalogError, SourceError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,15 +66,16 @@ def _list(arguments: argparse.Namespace, catalog: Catalog, store: Store) -> int:
     if arguments.json:
         print(json.dumps([_summary(manifest, store) for manifest in manifests], indent=1))
     else:
+        console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=FILE_WIDTH)
+        columns = ("model", "task", "files", "engines", "licence", "what it is")
         table = Table(box=None, pad_edge=False)
-        for column in ("model", "task", "files", "engines", "licence", "what it is"):
-            table.add_column(column, overflow="fold" if column == "what it is" else "ellipsis", no_wrap=column in ("model", "task"))
+        for column in columns if console.width >= SUMMARY_WIDTH else columns[:-1]:
+            table.add_column(column, overflow="fold", no_wrap=column in ("model", "task"))
         for manifest in manifests:
             facts = _summary(manifest, store)
             files = f"{facts['files_here']}/{facts['files']}"
             row = (manifest.name, manifest.task, files, str(facts["engines"]), manifest.licence, manifest.summary)
-            table.add_row(*map(escape, row))
-        console = Console()
+            table.add_row(*map(escape, row[: len(table.columns)]))
         console.print(table)
         used = usage(store)
         console.print(

@@ -95,6 +95,14 @@ def test_list(hotspare_models: CommandLine, tmp_path: Path) -> None:
     assert "broken.toml: this is not TOML" in errors
 
 
+def test_a_narrow_terminal_gets_a_line_for_each_model(hotspare_models: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = hotspare_models("list")[1].splitlines()
+    models = json.loads(hotspare_models("list", "--json")[1])
+    assert len(lines) == len(models) + 2  # heading and sum
+    assert all(len(line) <= 80 for line in lines[:-1])
+
+
 def test_list_as_json(hotspare_models: CommandLine) -> None:
     facts = {entry["name"]: entry for entry in json.loads(hotspare_models("list", "--json")[1])}
     assert facts["tiny"]["aliases"] == ["t"]

@@ -209,6 +209,13 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
         open_store(tmp_path / "file" / "state")
 
 
+def test_the_store_is_where_the_nodes_environment_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTSPARE_STATE", str(tmp_path / "state"))
+    assert open_store().root == tmp_path / "state"
+    monkeypatch.setenv("HOTSPARE__MODELS__STORE", str(tmp_path / "ssd"))
+    assert open_store().root == tmp_path / "ssd"
+
+
 def test_default_root() -> None:
     home = {"HOME": "/home/someone"}
     assert default_root(home) == Path("/home/someone/.local/share/hotspare")
