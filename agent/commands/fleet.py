@@ -35,7 +35,9 @@ def add_parser(subparsers: Any) -> None:
     send = actions.add_parser("send", help="send one command and wait for its final result")
     send.add_argument("node")
     send.add_argument("op", help="ping, drain, standby, activate, model.deploy, model.remove, pipeline.start, pipeline.stop, …")
-    send.add_argument("args", nargs="*", metavar="NAME=VALUE", help="arguments; a value is JSON where it parses as JSON, else text")
+    send.add_argument(
+        "args", nargs="*", default=[], metavar="NAME=VALUE", help="arguments; a value is JSON where it parses as JSON, else text"
+    )
     send.add_argument("--deadline", type=float, default=30.0, metavar="SECONDS")
     watch = actions.add_parser("watch", help="print events as they come, until interrupted")
     watch.add_argument("--once", action="store_true", help="print the latest events and end")

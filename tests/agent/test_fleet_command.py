@@ -77,6 +77,13 @@ async def test_an_operator_lists_shows_commands_and_watches(tmp_path: Path) -> N
 
 
 @pytest.mark.anyio
+async def test_only_the_forgotten_word_is_asked_for() -> None:
+    wrong = await hotspare("fleet", "send", "edge-a")
+    assert wrong.status == 2
+    assert wrong.err.splitlines()[-1].endswith("the following arguments are required: op")
+
+
+@pytest.mark.anyio
 async def test_without_a_coordinator_it_says_so(tmp_path: Path) -> None:
     nobody = await hotspare("fleet", "--coordinator", f"http://127.0.0.1:{free_port()}", "ls")
     assert nobody.status == 1 and "HOTSPARE_COORDINATOR" in nobody.err and "Traceback" not in nobody.err
