@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from datetime import datetime, timezone
 
 # sd-daemon(3): a line that begins with <N> carries its priority.
 PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
@@ -12,7 +13,8 @@ PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR
 
 class JournalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        values = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")  # journald has its own, a file none
+        values = {"time": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
         return f"<{PRIORITY.get(record.levelno, 6)}>{json.dumps(values, ensure_ascii=False)}"

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 1.0
 QUEUED_WORK = 32
+ROUTINE = frozenset({"renew", "ping"})  # come every few seconds for as long as a lease lasts, and change nothing
 RUNNING_CONTROL = 16
 # Steps of before a power cut may be lost here yet known to the coordinator; a week's deadline has fewer than this.
 SEQ_AFTER_REBOOT = 1_000_000
@@ -260,7 +261,8 @@ class Commands:
 
     def _send(self, result: Result) -> None:
         if result.status in FINAL_STATUSES and not result.replayed:
-            logger.info("command %s (%s): %s", result.id, result.op, result.status)
+            is_routine = result.op in ROUTINE and result.status == "succeeded"
+            logger.log(logging.DEBUG if is_routine else logging.INFO, "command %s (%s): %s", result.id, result.op, result.status)
         try:
             self.outgoing.put_nowait(result)
         except asyncio.QueueFull:

@@ -70,6 +70,16 @@ async def test_r4_a_command_is_accepted_executed_and_ended_once(mosquitto: Mosqu
         assert node.journal.open_ids() == () and node.started == ["tiny"]
 
 
+async def test_renewals_do_not_flood_the_log(mosquitto: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "agent.link.commands")
+    async with pair(mosquitto, tmp_path) as (watcher, _):
+        for op, args in (("ping", {}), ("model.deploy", {"name": "tiny"})):
+            await watcher.final(await watcher.order(op, args))
+    told = [record.getMessage() for record in caplog.records]
+    assert not any("(ping)" in line for line in told)
+    assert any("(model.deploy): succeeded" in line for line in told)
+
+
 async def test_r4_what_cannot_be_done_is_rejected_without_a_beginning(mosquitto: Mosquitto, tmp_path: Path) -> None:
     async with pair(mosquitto, tmp_path) as (watcher, _):
         cases = {
