@@ -23,7 +23,7 @@ from agent.demo.stage import to_toml
 from bench.decoders import Room
 from bench.report import busy_s, percentile, spent_s
 
-READY_S = 300.0
+READY_S = 90.0
 ANSWER_S = 600.0
 
 
@@ -203,4 +203,5 @@ async def _until_ready(url: str, path: str, log: Path) -> None:
                 except httpx.TransportError as error:
                     answer = str(error)
                 await anyio.sleep(0.1)
-    raise RuntimeError(f"{url}{path} is not ready within {READY_S:g} s: {answer}; see {log}")
+    words = (await anyio.Path(log).read_text(errors="replace"))[-2000:]
+    raise RuntimeError(f"{url}{path} is not ready within {READY_S:g} s: {answer}; the server's last words:\n{words}")

@@ -33,7 +33,7 @@ context_tokens = 128
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench.text", *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
-        timeout=100, check=False,
+        timeout=110, check=False,
     )  # fmt: skip
 
 
