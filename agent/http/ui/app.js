@@ -42,7 +42,7 @@ function draw(now) {
   showModels(now.models);
   if (changed("models", now.models)) byId("models").replaceChildren(...now.models.map(modelRow));
   if (changed("workers", now.workers)) byId("workers").replaceChildren(...now.workers.map(workerRow));
-  if (changed("events", now.events)) byId("events").replaceChildren(...now.events.map(eventRow));
+  if (changed("events", now.events)) byId("events").replaceChildren(...[...now.events].sort((a, b) => b.number - a.number).map(eventRow));
   byId("version").textContent = `Hotspare ${now.version}`;
 }
 
@@ -54,9 +54,10 @@ function drawMode(mode, node) {
 }
 
 function drawState(now) {
-  byId("serving").textContent = now.serving ? "Serving requests" : "Not serving requests";
+  const serves = now.mode === "standby" ? "Ready to serve" : "Serving requests";
+  byId("serving").textContent = now.serving ? serves : "Not serving requests";
   byId("reason").textContent = now.reason_words;
-  const lease = now.lease_left_s === null ? "none" : `${duration(now.lease_left_s)}${now.lease_kind === "contingent" ? " (contingent)" : ""}`;
+  const lease = now.lease_left_s === null ? "none" : `${now.lease_kind === "contingent" ? "contingent, " : ""}${duration(now.lease_left_s)}`;
   const facts = { Lease: lease, Epoch: now.epoch, Uplink: now.uplink, "Up for": duration(now.uptime_s) };
   const list = byId("facts");
   if (list.children.length === 0) {
@@ -89,12 +90,18 @@ const cell = (label, ...children) => make("td", { "data-label": label }, ...chil
 const pill = (status) => make("span", { className: "pill", textContent: status, "data-tone": TONES[status] || "" });
 const small = (text) => (text ? make("small", { textContent: text }) : "");
 
-// `latency_ms: 31.5` is read as "latency 31.5 ms": the unit is in the name.
+// `latency_ms: 31.5` is read as "latency 31.5 ms": the unit is in the name. Shares are told by the names that verification gives them.
 const UNITS = { ms: "ms", s: "s", mb: "MB", fps: "frames/s", bytes: "bytes" };
 function figure(name, value) {
   const words = name.split("_");
   const unit = words.length > 1 ? UNITS[words.at(-1)] : undefined;
-  return unit ? `${words.slice(0, -1).join(" ")} ${value} ${unit}` : `${words.join(" ")} ${value}`;
+  if (words.includes("agreement") || words.includes("matched")) return `${words.join(" ")} ${short(value * 100)} %`;
+  return unit ? `${words.slice(0, -1).join(" ")} ${short(value)} ${unit}` : `${words.join(" ")} ${short(value)}`;
+}
+
+function short(value) {
+  if (typeof value !== "number" || Number.isInteger(value)) return value;
+  return Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(4));
 }
 
 function modelRow(model) {

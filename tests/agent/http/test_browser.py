@@ -42,10 +42,18 @@ def test_the_page_shows_the_node(page: Browser) -> None:
     assert page.text('[data-fact="Epoch"]') == "7"
     assert "parrot" in page.text("#models")
     assert "mean KL 0.004" in page.text("#models")
+    assert "latency 31.5 ms · matched boxes 97.5 % · max score delta 1.5e-6" in page.text("#models")
     assert "315 MiB" in page.text("#workers")
     assert "SIGSEGV" in page.text("#events")
     assert page.run("return document.title") == "active · spare-1"
     assert page.errors() == []
+
+
+def test_the_newest_event_is_seen_first_and_standby_that_serves_is_not_called_active(page: Browser, house: House) -> None:
+    events = tuple(EventView(number, "x", "mode", "info", f"event {number}") for number in range(1, 30))
+    house.node.now = replace(house.node.now, mode="standby", reason="contingent_lease", events=events)
+    page.until(lambda: page.text("#events li").endswith("event 29"), "the newest event is not on top")
+    assert page.text("#serving") == "Ready to serve"
 
 
 def test_the_camera_is_live_and_counts(page: Browser, house: House) -> None:
