@@ -30,5 +30,7 @@ def configure(verbose: bool = False) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    for name in ("paho", "uvicorn", "uvicorn.access", "httpx", "httpcore", "multipart", "asyncio"):
+    for name in ("paho", "uvicorn", "uvicorn.access", "httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("uvicorn.error", "python_multipart"):  # their warnings are a line for each bad request: a client could fill the disk
+        logging.getLogger(name).setLevel(logging.ERROR)
