@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "agent/worker_protocol.py": ("models",),
     # The command line starts the coordinator, and the demo renders its first nginx file.
     "agent/commands/coordinator.py": ("agent", "coordinator"),
-    "agent/demo": ("agent", "coordinator"),
+    "agent/demo": ("agent", "coordinator", "models"),
     # One MQTT edge and one probe for both ends: a second would be the same code again (docs/decisions.md).
     "coordinator": ("coordinator", "agent.protocol", "agent.link.mqtt", "agent.link.broker", "agent.gateway.probe"),
 }
