@@ -62,10 +62,21 @@ class DesiredState:
         return apply(self._configured, self._changes)
 
     def want_model(self, model: str, wanted: bool) -> None:
-        self._write(replace(self._changes, models={**self._changes.models, model: wanted}))
+        """Raises OSError, with nothing changed, when the disk does not take it; so does every other change."""
+        models = {**self._changes.models, model: wanted}
+        if wanted == (model in self._base.models):  # nothing is left to differ in
+            del models[model]
+        self._write(replace(self._changes, models=models))
 
     def want_pipeline(self, pipeline: str, settings: Mapping[str, Any] | None) -> None:
-        self._write(replace(self._changes, pipelines={**self._changes.pipelines, pipeline: settings}))
+        pipelines = {**self._changes.pipelines, pipeline: settings}
+        if settings == self._base.pipelines.get(pipeline):
+            del pipelines[pipeline]
+        self._write(replace(self._changes, pipelines=pipelines))
+
+    @property
+    def _base(self) -> Desired:
+        return Desired() if self._changes.is_whole else self._configured
 
     def known_pipeline(self, pipeline: str) -> Mapping[str, Any] | None:
         """Settings of a pipeline that is or once was wanted, so that it can be started by its id alone."""
@@ -93,10 +104,12 @@ class DesiredState:
 def _read(file: Path) -> Changes:
     try:
         document = json.loads(file.read_bytes())
-        return Changes(int(document["revision"]), bool(document["is_whole"]), dict(document["models"]), dict(document["pipelines"]))
+        pipelines = {name: None if settings is None else dict(settings) for name, settings in document["pipelines"].items()}
+        models = {name: bool(wanted) for name, wanted in document["models"].items()}
+        return Changes(int(document["revision"]), bool(document["is_whole"]), models, pipelines)
     except FileNotFoundError:
         return Changes()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         aside = file.with_suffix(".damaged")
         file.replace(aside)
         logger.error("%s is damaged (%s); it was moved to %s and the configuration alone counts", file, error, aside)  # noqa: TRY400

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import anyio
 from pydantic import JsonValue
@@ -19,15 +19,20 @@ from agent.protocol.operations import (
     PipelineStopArgs,
 )
 from agent.reconcile import Reconciler
-from agent.state import Broken, Preparing, Refused, Serving
+from agent.state import Absent, Broken, ModelState, Prepared, Preparing, Refused, Serving
 from models.catalog import CatalogError
 from models.manifest import Manifest, manifest_digest
 
 PROGRESS_EVERY_S = 1.0
+PIPELINES_MAX = 64  # as many as a desired document may have
 
 
 class Orders:
-    """`lookup` finds a manifest; `diagnostics` gathers one named part of the node's own facts, without secrets."""
+    """`lookup` finds a manifest; `diagnostics` gathers one named part of the node's own facts, without secrets.
+
+    What is wanted is written down first and outlives the command: one that is cancelled or runs out of time ends the waiting, not the wish.
+    `is_autonomous`: the node serves by its own decision; what it serves with is not changed then (L8).
+    """
 
     def __init__(
         self,
@@ -35,11 +40,13 @@ class Orders:
         reconciler: Reconciler,
         lookup: Callable[[str], Manifest],
         diagnostics: Mapping[str, Callable[[], JsonValue]],
+        is_autonomous: Callable[[], bool],
     ) -> None:
         self._desired = desired
         self._reconciler = reconciler
         self._lookup = lookup
         self._diagnostics = diagnostics
+        self._is_autonomous = is_autonomous
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -55,51 +62,70 @@ class Orders:
         return {"echo": args.echo}
 
     async def _deploy(self, args: ModelDeployArgs, progress: Progress) -> Output:
-        """Succeeds only once the model serves (C8): a build that nobody can ask is no deployment."""
+        """Succeeds only once the model serves (C8): a build that nobody can ask is no deployment. A failed one is tried anew, now."""
+        self._refuse_while_autonomous()
         manifest = self._manifest(args.name)
         digest = f"sha256:{manifest_digest(manifest)}"
         if args.digest is not None and args.digest != digest:
             raise CommandRejected("digest_mismatch", f"the manifest of {args.name} here has {digest}, not {args.digest}")
-        self._desired.want_model(manifest.name, True)
+        with _on_disk():
+            self._desired.want_model(manifest.name, True)
+        self._reconciler.retry(manifest.name)
+        state: ModelState = Absent()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._tell, manifest.name, progress)
             state = await self._reconciler.settled(manifest.name)
             tasks.cancel_scope.cancel()
+        if isinstance(state, Serving):
+            return {"model": manifest.name, "digest": digest, "verdict": state.record.get("verdict")}
         if isinstance(state, Broken):
             raise CommandFailed("build_failed", state.message[:1500], is_retryable=True)
-        verdict: Any = state.record.get("verdict") if isinstance(state, Serving) else None
-        return {"model": manifest.name, "digest": digest, "verdict": verdict}
+        raise CommandFailed("interrupted", f"{manifest.name} is no longer wanted: a newer order took its place")
 
     async def _remove(self, args: ModelRemoveArgs, _progress: Progress) -> Output:
-        users = [name for name, settings in self._desired.value.pipelines.items() if settings.get("model") == args.name]
+        self._refuse_while_autonomous()
+        model = self._known_name(args.name)
+        users = [name for name, settings in self._desired.value.pipelines.items() if settings.get("model") == model]
         if users:
-            raise CommandRejected("busy", f"{args.name} is what the pipelines {', '.join(users)} see with; stop them first")
-        self._desired.want_model(args.name, False)
-        self._reconciler.wake()
-        await self._reconciler.gone(args.name)
-        return {"model": args.name}
+            raise CommandRejected("busy", f"{model} is what the pipelines {', '.join(users)} see with; stop them first")
+        if model in self._desired.value.models:
+            with _on_disk():
+                self._desired.want_model(model, False)
+        await self._reconciler.gone(model)
+        return {"model": model}
 
     async def _start(self, args: PipelineStartArgs, _progress: Progress) -> Output:
+        """Succeeds once the worker has taken the pipeline; its camera may still be out of reach. One refused leaves what was before."""
         known = dict(self._desired.known_pipeline(args.id) or {})
         given = {"source": args.source, "model": args.model}
-        settings = {**known, "id": args.id, **{key: value for key, value in given.items() if value is not None}, **args.settings}
+        settings = {**known, **{key: value for key, value in given.items() if value is not None}, **args.settings, "id": args.id}
         missing = [name for name in ("source", "model") if not settings.get(name)]
         if missing:
             raise CommandRejected("invalid", f"pipeline {args.id} is not known here, so {' and '.join(missing)} must be given")
-        self._manifest(str(settings["model"]))
-        self._desired.want_pipeline(args.id, settings)
+        manifest = self._manifest(str(settings["model"]))
+        if manifest.task != "detection":
+            raise CommandRejected("invalid", f"{manifest.name} is a model for {manifest.task}; a pipeline needs one for detection")
+        settings["model"] = manifest.name
+        before = self._desired.value.pipelines.get(args.id)
+        if before is None and len(self._desired.value.pipelines) >= PIPELINES_MAX:
+            raise CommandRejected("busy", f"this node has {PIPELINES_MAX} pipelines, the most it takes; stop one first")
+        with _on_disk():
+            self._desired.want_pipeline(args.id, settings)
+        self._reconciler.retry(manifest.name, args.id)
         state = await self._reconciler.pipeline_settled(args.id, settings)
         if isinstance(state, Refused):
-            self._desired.want_pipeline(args.id, None)
+            if self._desired.value.pipelines.get(args.id) == settings:
+                with _on_disk():
+                    self._desired.want_pipeline(args.id, before)
             raise CommandFailed("invalid", f"pipeline {args.id} does not start: {state.message}"[:1500])
         return {"pipeline": args.id}
 
     async def _stop(self, args: PipelineStopArgs, _progress: Progress) -> Output:
-        if args.id not in self._desired.value.pipelines:
-            raise CommandRejected(
-                "invalid", f"there is no pipeline {args.id}; known are {', '.join(self._desired.value.pipelines) or 'none'}"
-            )
-        self._desired.want_pipeline(args.id, None)
+        known = self._desired.value.pipelines
+        if args.id not in known:
+            raise CommandRejected("invalid", f"there is no pipeline {args.id}; known are {', '.join(known) or 'none'}"[:1500])
+        with _on_disk():
+            self._desired.want_pipeline(args.id, None)
         return {"pipeline": args.id}
 
     async def _collect(self, args: DiagCollectArgs, _progress: Progress) -> Output:
@@ -110,10 +136,33 @@ class Orders:
             state = self._reconciler.actual.models.get(model)
             if isinstance(state, Preparing):
                 await progress(state.fraction, state.phase)
+            elif isinstance(state, Prepared):
+                await progress(None, "waits for its worker")
             await anyio.sleep(PROGRESS_EVERY_S)
+
+    def _refuse_while_autonomous(self) -> None:
+        if self._is_autonomous():
+            raise CommandRejected(
+                "busy", "the node serves autonomously and keeps its models; give it a lease or standby first", is_retryable=True
+            )
 
     def _manifest(self, name: str) -> Manifest:
         try:
             return self._lookup(name)
         except CatalogError as error:
             raise CommandRejected("invalid", str(error)) from error
+
+    def _known_name(self, name: str) -> str:
+        """A model's own name for an alias; what the catalogue does not know any more may still have to go."""
+        try:
+            return self._lookup(name).name
+        except CatalogError:
+            return name
+
+
+@contextmanager
+def _on_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CommandFailed("no_space", f"the order cannot be kept: {error}", is_retryable=True) from error

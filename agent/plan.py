@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.state import Absent, Actual, Broken, Desired, Prepared, Preparing, Refused, Running, Serving
+from agent.state import Absent, Actual, Broken, Desired, PipelineState, Prepared, Preparing, Refused, Running, Serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,16 @@ def _stops(desired: Desired, actual: Actual) -> Iterator[Step]:
 
 
 def _closes(desired: Desired, actual: Actual) -> Iterator[Step]:
-    wanted = wanted_models(desired)
+    # A pipeline that is to change its model sees with the old one until the new one is there.
+    seeing = {state.settings.get("model") for state in actual.pipelines.values() if _runs(state, actual)}
+    kept = {*wanted_models(desired), *seeing}
     for model, state in actual.models.items():
-        if model not in wanted and not isinstance(state, Preparing):
+        if model not in kept and not isinstance(state, Preparing):
             yield Close(model)
+
+
+def _runs(state: PipelineState, actual: Actual) -> bool:
+    return isinstance(state, Running) and state.incarnation == actual.workers.get("vision")
 
 
 def _opens(desired: Desired, actual: Actual, now_s: float) -> Iterator[Step]:

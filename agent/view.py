@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -15,11 +16,13 @@ from agent.desired import DesiredState
 from agent.history import History
 from agent.http.collaborators import ModelView, NodeSnapshot, PipelineView, WorkerView
 from agent.link.session import Uplink
+from agent.plan import wanted_models
 from agent.protocol.messages import Backup, Endpoint, MetaBody, ModelState, PipelineState, StateBody
 from agent.reconcile import Reconciler
 from agent.standby import Standby
 from agent.state import Broken, Prepared, Preparing, Refused, Serving
 from agent.state import ModelState as LocalModelState
+from agent.state import Running as PipelineRunning
 from agent.supervision.state import BackingOff, Quarantined, Running, Starting, WorkerState
 from agent.supervision.worker import Worker
 from models.manifest import Manifest, manifest_digest
@@ -28,7 +31,7 @@ REPORTED = {"Preparing": "building", "Prepared": "ready", "Serving": "serving", 
 
 
 class View:
-    """Answers from memory, at once. `uplink` is None on a node without a broker."""
+    """Answers from memory, at once. `uplink` is None on a node without a broker; a revision counts as applied once all of it runs."""
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class View:
         self._history = history
         self._uplink = uplink
         self._started_s = anyio.current_time()
+        self._applied_revision = 0
         self.endpoint: Endpoint | None = None
 
     # ── for people and clients ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -87,9 +91,14 @@ class View:
 
     def _reported(self, pipeline: str) -> Mapping[str, Any]:
         """What the worker says of a pipeline, or what reconciliation knows while it is not running."""
-        state = self._reconciler.actual.pipelines.get(pipeline)
+        actual = self._reconciler.actual
+        state = actual.pipelines.get(pipeline)
         if isinstance(state, Refused):
             return {"state": "failed", "message": state.message}
+        model = str(self._desired.value.pipelines.get(pipeline, {}).get("model"))
+        model_state = actual.models.get(model)
+        if isinstance(model_state, Broken):
+            return {"state": "failed", "message": f"its model {model} does not serve: {model_state.message}"}
         statuses = (worker.status for worker in self._workers)
         reports = [status.pipelines[pipeline] for status in statuses if status is not None and pipeline in status.pipelines]
         return reports[0] if reports else {"state": "starting"}
@@ -107,11 +116,14 @@ class View:
         )
 
     def state_body(self) -> StateBody:
-        desired = self._desired.value
+        desired, actual = self._desired.value, self._reconciler.actual
+        is_serving = all(isinstance(actual.models.get(model), Serving) for model in wanted_models(desired))
+        if is_serving and all(isinstance(actual.pipelines.get(pipeline), PipelineRunning) for pipeline in desired.pipelines):
+            self._applied_revision = desired.revision
         return StateBody(
             desired_rev=desired.revision,
-            applied_rev=desired.revision,
-            models=tuple(self._model_state(name, state) for name, state in list(self._reconciler.actual.models.items())[:128]),
+            applied_rev=self._applied_revision,
+            models=tuple(self._model_state(name, state) for name, state in list(actual.models.items())[:128]),
             pipelines=tuple(_pipeline_state(name, self._reported(name)) for name in list(desired.pipelines)[:128]),
         )
 
@@ -146,7 +158,9 @@ def _model(name: str, state: LocalModelState, manifest: Manifest | None, aliases
             figures = {"message": message, "attempts": attempts}
         case Prepared(record=record) | Serving(record=record):
             found = record.get("verdict", {}).get("figures", {})
-            figures = {key: float(f"{value:.4g}") for key, value in found.items() if isinstance(value, int | float)}
+            figures = {
+                key: float(f"{value:.4g}") for key, value in found.items() if isinstance(value, int | float) and math.isfinite(value)
+            }
         case _:
             pass
     key = record.get("key", {})
@@ -185,8 +199,9 @@ def _pipeline_state(name: str, reported: Mapping[str, Any]) -> PipelineState:
     }
     status = words.get(str(reported.get("state")), "starting")
     fps = reported.get("fps")
+    message = str(reported.get("message") or "")[:2000]
     return PipelineState(
-        id=name, status=status, fps=round(float(fps), 1) if fps is not None else None, message=reported.get("message") or None
+        id=name, status=status, fps=round(fps, 1) if isinstance(fps, int | float) and math.isfinite(fps) else None, message=message or None
     )
 
 
