@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from models.store import default_root
 
+ADVERTISED = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252}):(\d{1,5})$")
+SOURCE = re.compile(r"^(conveyor:|file:/|rtsps?://|https?://|v4l2:/dev/video\d)")
 NODE_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,62}$")
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h; the unit does not restart on it
 
@@ -32,6 +34,19 @@ class Slice(BaseModel):
 def _node_id(value: str) -> str:
     if not NODE_ID.match(value):
         raise ValueError(f"node id {value!r} must match {NODE_ID.pattern}: it is the client id and a level of every topic")
+    return value
+
+
+def _advertised(value: str) -> str:
+    match = ADVERTISED.match(value)
+    if value and (match is None or not 0 < int(match[2]) < 65536):
+        raise ValueError(f"{value!r} is not HOST:PORT, such as 10.0.0.7:8080, edge.example:8080 or [fd00::7]:8080")
+    return value
+
+
+def _source(value: str) -> str:
+    if not SOURCE.match(value):
+        raise ValueError("a source is one of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN")
     return value
 
 
@@ -53,11 +68,15 @@ class NodeSettings(Slice):
 
 
 class HttpSettings(Slice):
-    """Where clients reach the node. `advertise` is what the coordinator puts into nginx; empty: host and port as bound."""
+    """Where clients reach the node. `advertise` is what the coordinator puts into nginx; empty: host and port as bound.
 
-    host: str = "127.0.0.1"
+    `keys_file` has the SHA-256 of each API key in hex, one a line, `#` begins a comment; without the file no key is asked for. A key is
+    made with `openssl rand -hex 24`, its line with `printf %s KEY | sha256sum | cut -c1-64`.
+    """
+
+    host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_-]{0,252}$")
     port: int = Field(default=8080, ge=0, le=65535)
-    advertise: str = Field(default="", pattern=r"^$|^([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}$")
+    advertise: Annotated[str, AfterValidator(_advertised)] = ""
     keys_file: Path | None = None
 
 
@@ -108,12 +127,13 @@ class ModelSettings(Slice):
 
 
 class CameraSettings(Slice):
-    """One camera pipeline; the fields beyond id are those of PipelineSettings in agent/worker/pipeline.py, which checks them."""
+    """One camera pipeline; the fields beyond these are those of PipelineSettings in agent/worker/pipeline.py. The worker checks them, and
+    one that it refuses is reported as failed: a bad camera does not keep the node from serving."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-    source: str
+    source: Annotated[str, AfterValidator(_source)]
     model: str
 
     def pipeline(self) -> dict[str, Any]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
 from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
-from agent.config import ConfigurationError, Settings
+from agent.camera_events import CameraEvents
+from agent.config import Settings
 from agent.desired import DesiredState
+from agent.endpoint import configured_endpoint, routed_endpoint
 from agent.gateway.probe import probe_primary
 from agent.history import History
 from agent.http.app import create_app
@@ -34,11 +35,12 @@ from agent.link.session import Session, SessionSettings, Uplink
 from agent.link.store import StoreError as LinkStoreError
 from agent.mode import Health, ModePolicy, ModeState
 from agent.orders import Orders
+from agent.preflight import checked, key_digests
 from agent.prepare import prepare_model
 from agent.protocol.messages import Desired as DesiredDocument
-from agent.protocol.messages import Endpoint, HttpLoad
+from agent.protocol.messages import HttpLoad
 from agent.reconcile import Built, Progress, Reconciler
-from agent.sdnotify import notify, watchdog_interval_s
+from agent.sdnotify import notify
 from agent.served import ServedModels
 from agent.standby import Standby
 from agent.state import Broken, Desired, Serving, WorkerName
@@ -47,27 +49,36 @@ from agent.supervision.process import worker_command
 from agent.supervision.state import Quarantined, WorkerState
 from agent.supervision.state import Running as WorkerRunning
 from agent.supervision.worker import Worker
-from agent.telemetry.generic import boot_clock_s, clock_is_synced, kernel_boot_id
+from agent.telemetry.generic import Reading, boot_clock_s, clock_is_synced, kernel_boot_id
 from agent.telemetry.sensors import open_sensors
 from agent.text import TextService
 from agent.view import View
 from agent.vision import VisionService
+from agent.watchdog import SignsOfLife, feed_watchdog
 from agent.worker_protocol import CameraEvent
-from models.catalog import load_catalog
+from models.catalog import Catalog, CatalogError, load_catalog
 from models.durable import StoreError, exclusive
 from models.manifest import Manifest
 from models.store import open_store
 
 logger = logging.getLogger(__name__)
 
+Part = Callable[[], Coroutine[Any, Any, None]]
+
 BUILD_DEADLINE_S = 2 * 3600.0
 DRAIN_S = 10.0
 LOCK_S = 2.0
-CAMERA_EVENTS_WAITING = 256
+SENSE_S = 5.0
+ENDPOINT_S = 60.0
+RECONCILER_SILENT_S = 20.0
+SESSION_SILENT_S = 900.0  # over the longest pause between two attempts to connect, or two heartbeats
 
 
 async def run_node(settings: Settings) -> int:
     """Runs until SIGTERM or SIGINT. Raises StartError, and ConfigurationError for what only shows when files are read."""
+    catalog = await to_thread.run_sync(load_catalog)
+    settings = await to_thread.run_sync(checked, settings, catalog)
+    keys = await to_thread.run_sync(key_digests, settings.http.keys_file)
     state = settings.node.state
     with ExitStack() as stack:
         try:
@@ -75,18 +86,22 @@ async def run_node(settings: Settings) -> int:
             stack.enter_context(exclusive(state / "node.lock", LOCK_S, f"the state folder {state}, of which every node needs its own"))
             journal = stack.enter_context(Journal(state / "journal.sqlite", kernel_boot_id()))
             outbox = stack.enter_context(Outbox(state / "outbox.sqlite", journal.boot))
-            listener = bind(settings.http.host, settings.http.port)
+            desired = _configured(settings)
+            listener = stack.enter_context(closing(bind(settings.http.host, settings.http.port)))
         except (StoreError, LinkStoreError, OSError) as error:
             raise StartError(str(error)) from error
-        stack.enter_context(closing(listener))
-        key_digests = await to_thread.run_sync(_key_digests, settings.http.keys_file)
         async with AsyncExitStack() as connections:
             client = await connections.enter_async_context(httpx.AsyncClient(trust_env=False))
-            node = _Node(settings, journal, outbox, client)
+            node = _Node(settings, catalog, desired, journal, outbox, client)
             node.prepare = partial(prepare_model, store, settings.worker.threads or 2, BUILD_DEADLINE_S)
             demo = await connections.enter_async_context(RemoteSwitch(settings.demo.switch_url)) if settings.demo.switch_url else None
-            await node.run(listener, key_digests, demo)
+            await node.run(listener, keys, demo)
     return 0
+
+
+def _configured(settings: Settings) -> DesiredState:
+    pipelines = {camera.id: camera.pipeline() for camera in settings.cameras}
+    return DesiredState(Desired(settings.models.serve, pipelines), settings.node.state)
 
 
 class StartError(Exception):
@@ -96,15 +111,18 @@ class StartError(Exception):
 class _Node:
     """The parts of one node and the wires between them."""
 
-    def __init__(self, settings: Settings, journal: Journal, outbox: Outbox, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, settings: Settings, catalog: Catalog, desired: DesiredState, journal: Journal, outbox: Outbox, client: httpx.AsyncClient
+    ) -> None:
         self.settings = settings
         self.prepare: Callable[[Manifest, Progress], Awaitable[Built]]
         self._client = client
-        self._catalog = load_catalog()
+        self._catalog = catalog
+        self._desired = desired
+        self._held_document: DesiredDocument | None = None
         self._history = History()
-        self._dropped_camera_events = 0
+        self._reading = Reading()
         self._uplink: Uplink | None = Uplink() if settings.mqtt.host else None
-        self._camera_in, self._camera_out = anyio.create_memory_object_stream[CameraEvent](CAMERA_EVENTS_WAITING)
         supervision = SupervisionSettings(hang_s=settings.worker.hang_s)
         command = worker_command(settings.worker.python)
         self._workers: dict[WorkerName, Worker] = {
@@ -113,8 +131,6 @@ class _Node:
         }
         self._vision = VisionService(self._workers["vision"], self._camera_event)
         self._served = ServedModels(self._workers, settings.models.aliases, settings.worker.context_tokens)
-        pipelines = {camera.id: camera.pipeline() for camera in settings.cameras}
-        self._desired = DesiredState(Desired(settings.models.serve, pipelines), settings.node.state)
         worker = settings.worker
         options = {"provider": worker.provider, "threads": worker.threads, "slots": worker.slots, "context_tokens": worker.context_tokens}
         self._reconciler = Reconciler(self._desired, self._catalog.find, self._prepare, self._workers, options)
@@ -126,7 +142,8 @@ class _Node:
         workers = list(self._workers.values())
         self._view = View(settings, self._desired, self._reconciler, self._standby, workers, self._history, lambda: self._uplink)
         self._events = Events(node=settings.node.id, outbox=outbox, clock=boot_clock_s)
-        orders = Orders(self._desired, self._reconciler, self._catalog.find, self._view.diagnostics())
+        diagnostics = {**self._view.diagnostics(), "telemetry": lambda: self._reading.heartbeat(HttpLoad()).model_dump(mode="json")}
+        orders = Orders(self._desired, self._reconciler, self._catalog.find, diagnostics, self._is_autonomous)
         self._commands = Commands(
             node=settings.node.id,
             journal=journal,
@@ -137,8 +154,9 @@ class _Node:
             report_fault=self._events.fault,
         )
         self._session = self._make_session(journal, outbox) if settings.mqtt.host else None
+        self._camera_events = CameraEvents(self._events, self._session.publish_data) if self._session else None
 
-    async def run(self, listener: socket.socket, key_digests: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
+    async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
         services = Services(
             node_id=self.settings.node.id,
             node=self._view,
@@ -146,35 +164,55 @@ class _Node:
             text=TextService(self._served.resolve),
             vision=self._vision,
             demo=demo,
-            key_digests=key_digests,
+            key_digests=keys,
         )
         app = create_app(services, CollectorRegistry())
         self._in_flight = lambda: app.in_flight.count
         server = HttpServer(app.asgi, listener, stop_s=DRAIN_S, closing=app.closing)
-        self._view.endpoint = _endpoint(self.settings, server.port)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.run)
-            for worker in self._workers.values():
-                tasks.start_soon(worker.run)
-            tasks.start_soon(self._reconciler.run)
-            tasks.start_soon(self._standby.run)
-            tasks.start_soon(self._commands.run)
-            tasks.start_soon(self._publish_camera_events)
-            if self._session is not None:
-                tasks.start_soon(self._session.run)
-            await server.started.wait()
-            logger.info("node %s serves %s", self.settings.node.id, server.url)
-            # Not after MQTT: a node without its network must start too.
-            notify("READY=1")
-            tasks.start_soon(self._feed_watchdog)
-            await _until_told_to_stop()
-            notify("STOPPING=1")
-            logger.info("stopping")
-            server.stop()
-            await app.in_flight.wait_idle(DRAIN_S)
-            for worker in self._workers.values():
-                tasks.start_soon(worker.stop)
-            tasks.cancel_scope.cancel()
+        self._view.endpoint = configured_endpoint(self.settings, server.port)
+        # The receiver is around everything, so that a second signal finds it too and does not cut the ending short.
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with anyio.create_task_group() as tasks:
+                for part in (server.run, *self._parts(server.port)):
+                    tasks.start_soon(part)
+                await server.started.wait()
+                logger.info("node %s serves %s", self.settings.node.id, server.url)
+                # Not after MQTT: a node without its network must start too.
+                notify("READY=1")
+                tasks.start_soon(feed_watchdog, self._signs_of_life())
+                async for _ in signals:
+                    break
+                notify("STOPPING=1")
+                logger.info("stopping")
+                server.stop()
+                await app.in_flight.wait_idle(DRAIN_S)
+                async with anyio.create_task_group() as workers:
+                    for worker in self._workers.values():
+                        workers.start_soon(worker.stop)
+                tasks.cancel_scope.cancel()
+
+    def _parts(self, port: int) -> list[Part]:
+        parts: list[Part] = [
+            *(worker.run for worker in self._workers.values()),
+            self._reconciler.run,
+            self._standby.run,
+            self._commands.run,
+        ]
+        if self._session is not None:
+            parts += [self._session.run, self._sense]
+            if self._view.endpoint is None:
+                parts.append(partial(self._watch_endpoint, port))
+        if self._camera_events is not None:
+            parts.append(self._camera_events.run)
+        return parts
+
+    def _signs_of_life(self) -> SignsOfLife:
+        reconciler, session = self._reconciler, self._session
+        signs: dict[str, tuple[Callable[[], float], float]] = {"reconciler": (lambda: reconciler.ticked_s, RECONCILER_SILENT_S)}
+        if session is not None:
+            limit_s = max(SESSION_SILENT_S, 3 * self.settings.mqtt.heartbeat_standby_s)
+            signs["session"] = (lambda: session.ticked_s, limit_s)
+        return signs
 
     # ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,12 +250,11 @@ class _Node:
             certificate_file=mqtt.certificate,
             key_file=mqtt.key,
         )
-        sensors = open_sensors()
         reports = Reports(
             standing=self._standby.standing,
             meta=lambda: self._view.meta(self._commands.ops),
             state=self._view.state_body,
-            heartbeat=lambda: sensors().heartbeat(HttpLoad(inflight=self._in_flight())),
+            heartbeat=lambda: self._reading.heartbeat(HttpLoad(inflight=self._in_flight())),
         )
         return Session(
             broker=broker,
@@ -243,7 +280,11 @@ class _Node:
 
     async def _probe_primary(self) -> bool:
         primary = self.settings.primary
-        key = (await anyio.Path(primary.key_file).read_text()).strip() if primary.key_file else ""
+        try:
+            key = (await anyio.Path(primary.key_file).read_text()).strip() if primary.key_file else ""
+        except (OSError, UnicodeDecodeError) as error:
+            logger.warning("the primary counts as down, for its key in %s cannot be read: %s", primary.key_file, error)
+            return False
         return (await probe_primary(self._client, primary.url, primary.model, key, primary.timeout_s)).is_good
 
     def _health(self) -> Health:
@@ -274,10 +315,16 @@ class _Node:
         if before.mode != after.mode:
             reason = after.reason.replace("_", " ")
             self._history.add("mode", "info", f"{after.mode}, was {before.mode}: {reason}")
-            uplink = "up" if self._uplink and self._uplink.broker_is_up else "down"
-            notify(f"STATUS=mode={after.mode} epoch={after.lease.epoch} uplink={uplink}")
+            self._notify_status(after)
         if self._session is not None:
             self._session.state_changed()
+        if self._held_document is not None and after.autonomy is None:
+            document, self._held_document = self._held_document, None
+            self._desired_came(document)
+
+    def _notify_status(self, state: ModeState) -> None:
+        uplink = "standalone" if self._uplink is None else f"broker {'up' if self._uplink.broker_is_up else 'lost'}"
+        notify(f"STATUS={state.mode}, epoch {state.lease.epoch}, {uplink}")
 
     def _uplink_changed(self, uplink: Uplink) -> None:
         self._uplink = uplink
@@ -285,11 +332,33 @@ class _Node:
         coordinator = "coordinator up" if uplink.coordinator_is_online else "no coordinator"
         self._history.add("uplink", "info" if uplink.broker_is_up else "warning", f"{broker}, {coordinator}")
         self._standby.uplink_changed(broker_is_up=uplink.broker_is_up, coordinator_is_online=uplink.coordinator_is_online)
+        self._notify_status(self._standby.state)
 
     def _desired_came(self, document: DesiredDocument) -> None:
-        pipelines = {one.id: {**one.settings, "id": one.id, "source": one.source, "model": one.model} for one in document.pipelines}
-        if self._desired.take(document.rev, tuple(model.name for model in document.models), pipelines):
+        if self._is_autonomous():  # L8: what it serves with stays until somebody else answers for it
+            self._held_document = document
+            return
+        pipelines = {
+            one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._own_name(one.model)} for one in document.pipelines
+        }
+        try:
+            is_news = self._desired.take(document.rev, tuple(self._own_name(model.name) for model in document.models), pipelines)
+        except OSError as error:  # it comes again with the next session
+            logger.error("desired state of revision %d cannot be kept: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
+            self._history.add("desired", "error", f"revision {document.rev} cannot be kept: {error}")
+            return
+        if is_news:
             logger.info("desired state of revision %d taken", document.rev)
+
+    def _own_name(self, model: str) -> str:
+        """A model's name for an alias; an unknown one fails later, where it can be reported."""
+        try:
+            return self._catalog.find(model).name
+        except CatalogError:
+            return model
+
+    def _is_autonomous(self) -> bool:
+        return self._standby.state.autonomy is not None
 
     def _vision_reported(self, report: object, payload: bytes) -> None:
         self._vision.on_report(report, payload)  # type: ignore[arg-type]  # every Report is an object
@@ -298,54 +367,23 @@ class _Node:
         if event.kind == "camera":
             self._history.add("camera", "info", f"{event.pipeline}: {event.data.get('state')} {event.data.get('message') or ''}".rstrip())
             self._changed()
-        try:
-            self._camera_in.send_nowait(event)
-        except anyio.WouldBlock:  # drop and count: the broker's side is slower than the cameras
-            self._dropped_camera_events += 1
+        if self._camera_events is not None:
+            self._camera_events.offer(event)
 
-    async def _publish_camera_events(self) -> None:
-        """Detections are data on their own topic; what happens to a camera is an event that must not be lost."""
-        async for event in self._camera_out:
-            body = {"v": 1, "kind": event.kind, **event.data}
-            if event.kind == "camera":
-                await self._events.publish("pipeline", "info", {"pipeline": event.pipeline, **event.data})
-            elif self._session is not None:
-                await self._session.publish_data(event.pipeline, json.dumps(body).encode())
+    async def _sense(self) -> None:
+        """Sensors may take their time: a heartbeat carries the last reading."""
+        sensors = open_sensors()
+        while True:
+            self._reading = await to_thread.run_sync(sensors, abandon_on_cancel=True)
+            await anyio.sleep(SENSE_S)
 
-    async def _feed_watchdog(self) -> None:
-        interval_s = watchdog_interval_s()
-        while interval_s is not None:
-            notify("WATCHDOG=1")
-            await anyio.sleep(interval_s)
-
-
-def _key_digests(file: Path | None) -> tuple[bytes, ...]:
-    """SHA-256 of each API key, in hex, one a line (`printf %s KEY | sha256sum`): the keys themselves are nowhere on the device."""
-    if file is None:
-        return ()
-    try:
-        digests = tuple(bytes.fromhex(line) for line in file.read_text().split())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"http.keys_file {file}: {error}; give one SHA-256 in hex a line: printf %s KEY | sha256sum") from error
-    if not digests or any(len(digest) != 32 for digest in digests):
-        raise ConfigurationError(f"http.keys_file {file} must hold SHA-256 digests of 64 hex digits, one a line: printf %s KEY | sha256sum")
-    return digests
-
-
-def _endpoint(settings: Settings, port: int) -> Endpoint:
-    """Where the balancer reaches this node: as configured, else the address that leads to the broker."""
-    if settings.http.advertise:
-        host, _, given = settings.http.advertise.rpartition(":")
-        return Endpoint(host=host.strip("[]"), port=int(given))
-    host = settings.http.host
-    if host in ("0.0.0.0", "::") and settings.mqtt.host:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((settings.mqtt.host, settings.mqtt.port))  # sends nothing: only asks for the route
-            host = str(probe.getsockname()[0])
-    return Endpoint(host=host, port=port)
-
-
-async def _until_told_to_stop() -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            return
+    async def _watch_endpoint(self, port: int) -> None:
+        """Our address on the way to the broker, which may come late and change."""
+        while True:
+            found = await to_thread.run_sync(routed_endpoint, self.settings, port, abandon_on_cancel=True)
+            if found is not None and found != self._view.endpoint:
+                logger.info("clients reach this node at %s port %d", found.host, found.port)
+                self._view.endpoint = found
+                if self._session is not None:
+                    self._session.meta_changed()
+            await anyio.sleep(ENDPOINT_S if self._view.endpoint else 1.0)

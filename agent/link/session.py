@@ -57,7 +57,7 @@ class Session:
     """`run()` never ends by itself; cancelled, it publishes a clean stop within `goodbye_s`.
 
     `on_uplink` and `on_desired` are called on the event loop and must return at once. The desired document is handed on
-    as it comes, the same one again after each reconnect. `stop_reason` is what a clean stop says.
+    as it comes, the same one again after each reconnect. `stop_reason` is what a clean stop says. `ticked_s`: its last sign of life.
     """
 
     def __init__(
@@ -95,7 +95,12 @@ class Session:
         self._said: tuple[str, int] | None = None
         self._resync_asked = anyio.Event()
         self._spread_s = 0.0
+        self.ticked_s = anyio.current_time()
         self.stop_reason: Literal["shutdown", "update", "reboot"] = "shutdown"
+
+    def meta_changed(self) -> None:
+        """The node introduces itself again."""
+        self._resync_asked.set()
 
     def state_changed(self) -> None:
         """Presence and state are published anew, at most once a second."""
@@ -117,6 +122,7 @@ class Session:
     async def run(self) -> None:
         backoff, policy = Backoff(), self._settings.backoff
         while True:
+            self.ticked_s = anyio.current_time()
             began_s: float | None = None
             try:
                 sess = await to_thread.run_sync(self._journal.next_session)
@@ -215,6 +221,7 @@ class Session:
 
     async def _send_heartbeats(self, link: Link) -> None:
         while True:
+            self.ticked_s = anyio.current_time()
             standing = self._reports.standing()
             is_busy = standing.mode in ("active", "autonomous", "draining")
             interval_s = self._settings.heartbeat_active_s if is_busy else self._settings.heartbeat_standby_s

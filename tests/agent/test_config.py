@@ -29,7 +29,10 @@ def test_the_environment_wins_over_the_file_and_the_file_over_defaults(tmp_path:
         ('[node]\nid = "Edge 1"\n', "Edge 1"),
         ("[http]\nport = 70000\n", "http.port"),
         ("[http\n", "hotspare.toml"),
-        ('[[cameras]]\nid="a"\nsource="x"\nmodel="m"\n[[cameras]]\nid="a"\nsource="x"\nmodel="m"\n', "not all different"),
+        ('[http]\nadvertise = "10.0.0.7"\n', "http.advertise.*HOST:PORT"),
+        ('[http]\nadvertise = "10.0.0.7:0"\n', "http.advertise"),
+        ('[[cameras]]\nid="a"\nsource="rstp://10.0.0.2/"\nmodel="m"\n', "cameras.0.source.*rtsp"),
+        ('[[cameras]]\nid="a"\nsource="conveyor:"\nmodel="m"\n[[cameras]]\nid="a"\nsource="conveyor:"\nmodel="m"\n', "not all different"),
     ],
 )
 def test_a_fault_is_named(tmp_path: Path, text: str, named: str) -> None:

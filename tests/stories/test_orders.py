@@ -131,10 +131,16 @@ async def test_cameras_start_and_stop_by_order(tmp_path: Path) -> None:
 
             async def send(op: str, **args: Any) -> dict[str, Any]:
                 body = {"op": op, "args": args, "deadline_s": 60}
-                sent = (await coordinator.post("/fleet/edge-a/commands", json=body)).json()
+
+                async def taken() -> dict[str, Any] | None:
+                    answer = await coordinator.post("/fleet/edge-a/commands", json=body)
+                    sent: dict[str, Any] = answer.json()
+                    return sent if answer.status_code == 202 else None  # it may not have heard of the node yet
+
+                identifier = (await until(taken, 20, f"{op} is taken"))["id"]
 
                 async def final() -> dict[str, Any] | None:
-                    command: dict[str, Any] = (await coordinator.get(f"/commands/{sent['id']}")).json()
+                    command: dict[str, Any] = (await coordinator.get(f"/commands/{identifier}")).json()
                     return command if command["is_final"] else None
 
                 ended: dict[str, Any] = await until(final, 60, f"{op} has ended")

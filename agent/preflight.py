@@ -1,0 +1,101 @@
+"""What a configuration needs of this machine, asked once before anything starts: names that the catalogue knows, files that can be read."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from agent.config import ConfigurationError, Settings
+from models.catalog import Catalog, CatalogError
+
+KEY_LINE = re.compile(r"^[0-9a-f]{64}$")
+KEYS_ARE = "it has one SHA-256 of a key in hex a line: printf %s KEY | sha256sum | cut -c1-64"
+KEYS_BYTES_MAX = 1 << 20
+
+
+def checked(settings: Settings, catalog: Catalog) -> Settings:
+    """The settings with every model under its own name. Raises ConfigurationError that names all that is wrong."""
+    problems = [*_model_problems(settings, catalog), *_file_problems(settings)]
+    if problems:
+        raise ConfigurationError("; ".join(problems))
+
+    def own(name: str) -> str:
+        return catalog.find(name).name
+
+    models = settings.models.model_copy(
+        update={
+            "serve": tuple(dict.fromkeys(map(own, settings.models.serve))),
+            "aliases": {alias: own(model) for alias, model in settings.models.aliases.items()},
+        }
+    )
+    cameras = tuple(camera.model_copy(update={"model": own(camera.model)}) for camera in settings.cameras)
+    return settings.model_copy(update={"models": models, "cameras": cameras})
+
+
+def key_digests(file: Path | None) -> tuple[bytes, ...]:
+    """SHA-256 of each API key, one in hex a line; the keys themselves are nowhere on the device. Raises ConfigurationError."""
+    if file is None:
+        return ()
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(KEYS_BYTES_MAX).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"http.keys_file: {file} cannot be read: {reason}; {KEYS_ARE}") from error
+    lines = [(number, line.partition("#")[0].strip().lower()) for number, line in enumerate(text.splitlines(), 1)]
+    for number, line in lines:
+        if line and not KEY_LINE.match(line):
+            raise ConfigurationError(f"http.keys_file: line {number} of {file} is not 64 hex digits; {KEYS_ARE}")
+    found = tuple(bytes.fromhex(line) for _, line in lines if line)
+    if not found:
+        raise ConfigurationError(f"http.keys_file: {file} has no key, so nobody could ask this node; {KEYS_ARE}")
+    return found
+
+
+def _model_problems(settings: Settings, catalog: Catalog) -> Iterator[str]:
+    named: Mapping[str, tuple[str, ...]] = {
+        "models.serve": settings.models.serve,
+        "models.aliases": tuple(settings.models.aliases.values()),
+        "cameras": tuple(camera.model for camera in settings.cameras),
+    }
+    for field, names in named.items():
+        for name in names:
+            try:
+                manifest = catalog.find(name)
+            except CatalogError as error:
+                yield f"{field}: {error}"
+                continue
+            if field == "cameras" and manifest.task != "detection":
+                yield f"cameras: {manifest.name} is a model for {manifest.task}; a camera needs one for detection"
+    for alias in settings.models.aliases:
+        if alias in catalog.manifests:
+            yield f"models.aliases: {alias} is a model's own name, which an alias would hide"
+
+
+def _file_problems(settings: Settings) -> Iterator[str]:
+    if shutil.which(settings.worker.python) is None:
+        yield f"worker.python: {settings.worker.python} is no program that this user may run"
+    mqtt, primary = settings.mqtt, settings.primary
+    files = {
+        "mqtt.ca": mqtt.ca,
+        "mqtt.certificate": mqtt.certificate,
+        "mqtt.key": mqtt.key,
+        "mqtt.password_file": mqtt.password_file,
+        "primary.key_file": primary.key_file,
+    }
+    for field, file in files.items():
+        if file is None:
+            continue
+        try:
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            yield f"{field}: {file} cannot be read: {error.strerror}"
+    if mqtt.key is not None and mqtt.certificate is None:
+        yield "mqtt.key: a key without mqtt.certificate is of no use"
+    try:
+        key_digests(settings.http.keys_file)
+    except ConfigurationError as error:
+        yield str(error)
