@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +33,22 @@ class Peer:
 def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+class Run(Protocol):
+    @property
+    def neighbours(self) -> float:
+        """Cores that other processes used meanwhile."""
+        ...
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+QUIET_CORES = 0.1
+
+
+def undisturbed(runs: Sequence[AnyRun]) -> list[AnyRun]:
+    """The runs beside which others did next to nothing; if there is none, the quietest."""
+    return [run for run in runs if run.neighbours <= QUIET_CORES] or [min(runs, key=lambda run: run.neighbours)]
 
 
 def machine() -> dict[str, Any]:

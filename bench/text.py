@@ -3,7 +3,8 @@
     python -m bench.text [--int8] [--rounds N] [--json FILE]
 
 Engine: tokens a second in the prompt and in decoding, each runtime in a process of its own. HTTP: `hotspare run` and llama-server with
-clients that stream. All take turns round by round, so that a busy moment meets all of them; figures are medians over the rounds.
+clients that stream. All take turns round by round, so that a busy moment meets all of them; figures are medians over the rounds
+that other processes did not disturb.
 Peers are measured where they are installed and never required. The model comes from the catalogue through our own store.
 """
 
@@ -28,7 +29,7 @@ from rich.console import Console
 
 from agent.prepare import prepare_model
 from bench.decoders import Child, Room, Turn
-from bench.report import Peer, machine, percentile, report, table
+from bench.report import QUIET_CORES, Peer, machine, percentile, report, table, undisturbed
 from bench.servers import Load, Server, find_llama_server, hotspare_node, llama_server, llama_server_version, load, summary
 from models.catalog import load_catalog
 from models.manifest import GenerationManifest
@@ -117,17 +118,17 @@ def engine_level(given: argparse.Namespace, source: Weights, installed: Mapping[
 
 
 def _engine_row(name: str, turns: Mapping[str, Sequence[Turn]], yardstick: Sequence[int]) -> dict[str, Any]:
-    """same_tokens: how many tokens of a greedy answer are those of ours, from its start."""
+    """same_tokens: how many tokens of a greedy answer are those of ours, from its start; `…_all`: [tokens a second, neighbours]."""
     greedy = turns["decode_1"][0].timing.first
     pairs = enumerate(zip(greedy, yardstick, strict=False))
-    everything = [turn for each in turns.values() for turn in each]
+    kept = {kind: undisturbed(each) for kind, each in turns.items()}
     return {
         "way": name,
-        **{f"{kind}_tokens_per_s": percentile([turn.timing.per_s for turn in each], 0.5) for kind, each in turns.items()},
-        **{f"{kind}_all": [round(turn.timing.per_s, 2) for turn in each] for kind, each in turns.items()},
+        **{f"{kind}_tokens_per_s": percentile([turn.timing.per_s for turn in each], 0.5) for kind, each in kept.items()},
+        **{f"{kind}_all": [[round(turn.timing.per_s, 2), round(turn.neighbours, 2)] for turn in each] for kind, each in turns.items()},
         "same_tokens": next((index for index, (one, other) in pairs if one != other), len(greedy)),
-        "peak_mb": max(turn.peak_mb for turn in everything),
-        "neighbours": percentile([turn.neighbours for turn in everything], 0.5),
+        "peak_mb": max(turn.peak_mb for each in turns.values() for turn in each),
+        "neighbours": max(turn.neighbours for each in kept.values() for turn in each),
     }
 
 
@@ -222,7 +223,9 @@ def main() -> None:
     figures["load_average"] = {"before": load_before, "after": os.getloadavg()}
     notes = [f"{name}: {words}" for name, words in figures["versions"].items()]
     notes.append("spinning: idle threads wait awake, as those of llama.cpp do. int8: activations are rounded, as llama.cpp always does")
-    notes.append("neighbours: cores that other processes used meanwhile; over a tenth of one, measure again")
+    notes.append(
+        f"neighbours: most cores that others used in a run that counts; runs over {QUIET_CORES} count only where all are: measure again"
+    )
     notes.append(f"load average {load_before[0]:.2f} before, {os.getloadavg()[0]:.2f} after, on {os.cpu_count()} cores")
     report(tables, notes, figures, given.json)
 
