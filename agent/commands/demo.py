@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 from rich.console import Console
+from rich.markup import escape
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,5 +26,5 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return anyio.run(run_demo, arguments.state, arguments.video, console)
     except ProgramError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1

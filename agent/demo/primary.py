@@ -6,6 +6,7 @@ It knows nothing and says so; what matters is who answers. Only the demo and the
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from starlette.types import ASGIApp
 
 from agent.http.server import HttpServer, bind
 
+logger = logging.getLogger(__name__)
+
 ANSWER = "This is the stand-in for the cloud API: it is up, so your request never reached the edge. Switch it off and ask again."
 MODEL = "cloud-stand-in"
 
@@ -30,8 +33,11 @@ def cloud_app() -> ASGIApp:
     @app.post("/v1/chat/completions")
     @app.post("/chat/completions")
     async def chat(request: Request) -> Response:
-        asked: dict[str, Any] = json.loads(await request.body())
-        words = ANSWER.split(" ")[: max(1, min(int(asked.get("max_tokens") or 64), 64))]
+        try:
+            asked: dict[str, Any] = dict(json.loads(await request.body()))
+            words = ANSWER.split(" ")[: max(1, min(int(asked.get("max_tokens") or 64), 64))]
+        except (ValueError, TypeError) as error:
+            return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, 400, {"X-Served-By": "cloud"})
         model = str(asked.get("model", MODEL))
         headers = {"X-Served-By": "cloud"}
         if asked.get("stream"):
@@ -67,12 +73,12 @@ class SwitchablePrimary:
         return self._server is not None
 
     async def switch(self, on: bool) -> None:
-        """Open or close the port; returns once it is so, or raises TimeoutError after 10 s."""
-        self._wanted, settled = on, self._settled
+        """Open or close the port; returns once it is so, or cannot be, see `is_on`. Raises TimeoutError after 10 s."""
+        self._wanted = on
         self._changed.set()
-        if self.is_on != on:
-            with anyio.fail_after(10.0):
-                await settled.wait()
+        with anyio.fail_after(10.0):
+            while self.is_on != on and self._wanted == on:
+                await self._settled.wait()
 
     async def run(self) -> None:
         ended = anyio.Event()
@@ -81,10 +87,12 @@ class SwitchablePrimary:
             while True:
                 self._changed = anyio.Event()
                 if self._wanted and self._server is None:
-                    self._server = HttpServer(cloud_app(), self._open(), stop_s=1.0)
-                    ended = anyio.Event()
-                    tasks.start_soon(self._serve, self._server, ended)
-                    await self._server.started.wait()
+                    if (listener := self._open()) is None:
+                        self._wanted = False
+                    else:
+                        self._server, ended = HttpServer(cloud_app(), listener, stop_s=1.0), anyio.Event()
+                        tasks.start_soon(self._serve, self._server, ended)
+                        await self._server.started.wait()
                 elif not self._wanted and self._server is not None:
                     self._server.stop()
                     await ended.wait()
@@ -97,9 +105,14 @@ class SwitchablePrimary:
         await server.run()  # it closes the port itself: the event loop must not lose a descriptor that it still watches
         ended.set()
 
-    def _open(self) -> socket.socket:
+    def _open(self) -> socket.socket | None:
+        """None: another program has taken the port while it was closed."""
         if self._listener.fileno() < 0:
-            self._listener = bind(self._host, self.port)
+            try:
+                self._listener = bind(self._host, self.port)
+            except OSError as error:
+                logger.warning("the stand-in stays off: %s", error)
+                return None
         return self._listener
 
     def _control_app(self) -> ASGIApp:

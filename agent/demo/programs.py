@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import DEVNULL
+from typing import NoReturn
 
 import anyio
 from anyio.abc import Process
 
 START_DEADLINE_S = 15.0
-STOP_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 25.0  # a node lets its answers end, then its workers
 
 
 class ProgramError(RuntimeError):
@@ -47,12 +51,15 @@ async def program(
 ) -> AsyncIterator[Process]:
     """Run `command` in a process group of its own, its output in `log`; ready once `port` answers; ended with SIGTERM, then SIGKILL."""
     with log.open("ab") as out:
-        process = await anyio.open_process(
-            list(command), stdin=DEVNULL, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **(environment or {})}
-        )
+        try:
+            process = await anyio.open_process(
+                list(command), stdin=DEVNULL, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **(environment or {})}
+            )
+        except OSError as error:
+            raise ProgramError(f"{command[0]} cannot be started: {error.strerror}") from error
         try:
             if port is not None:
-                await _answering(process, port, command[0], log)
+                await _answering(process, port, Path(command[0]).name, log)
             yield process
         finally:
             with anyio.CancelScope(shield=True):
@@ -66,20 +73,30 @@ async def _answering(process: Process, port: int, name: str, log: Path) -> None:
                 await (await anyio.connect_tcp("127.0.0.1", port)).aclose()
                 return
             await anyio.sleep(0.05)
-    tail = (await anyio.Path(log).read_text(errors="replace")).strip()[-600:]
-    raise ProgramError(f"{name} does not answer on port {port}; its log {log} ends with:\n{tail}")
+    what = f"does not answer on port {port}" if process.returncode is None else f"ended with status {process.returncode}"
+    raise ProgramError(f"{name} {what}; its log {log} ends with:\n{await _tail(log)}")
+
+
+async def until_ended(name: str, process: Process, log: Path) -> NoReturn:
+    """Raises ProgramError when the program ends by itself."""
+    status = await process.wait()
+    raise ProgramError(f"{name} ended by itself with status {status}; its log {log} ends with:\n{await _tail(log)}")
+
+
+async def _tail(log: Path) -> str:
+    return (await anyio.Path(log).read_text(errors="replace")).strip()[-600:] or "nothing"
 
 
 async def _stop(process: Process) -> None:
-    if process.returncode is not None:
-        return
-    process.terminate()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        with anyio.move_on_after(STOP_DEADLINE_S):
+            await process.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # and what it has left behind
     with anyio.move_on_after(STOP_DEADLINE_S):
         await process.wait()
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
 
 
 def write_mosquitto(folder: Path, port: int) -> list[str]:
@@ -97,17 +114,37 @@ def write_nginx(folder: Path, snippet: Path) -> list[str]:
     for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     user = "user root;\n" if os.geteuid() == 0 else ""  # its temporary folders are this user's
-    paths = "".join(f"  {name}_temp_path {folder / part};\n" for name, part in _TEMPORARY.items())
+    paths = "".join(f"  {name}_temp_path {_quoted(folder / part)};\n" for name, part in _TEMPORARY.items())
+    pattern = re.sub(r"([*?[])", r"\\\1", str(snippet))
     (folder / "nginx.conf").write_text(
-        f"{user}pid {folder / 'nginx.pid'};\nerror_log {folder / 'error.log'} warn;\nworker_processes 1;\n"
+        f"{user}pid {_quoted(folder / 'nginx.pid')};\nerror_log {_quoted(folder / 'error.log')} warn;\nworker_processes 1;\n"
         "events { worker_connections 512; }\n"
-        f"http {{\n  access_log off;\n{paths}  include {snippet};\n}}\n"
+        f"http {{\n  access_log off;\n{paths}  include {_quoted(pattern)};\n}}\n"
     )
     return [*nginx_command(folder), "-g", "daemon off;"]
 
 
 def nginx_command(folder: Path) -> list[str]:
-    return [find("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    """nginx on the folder's configuration. Before 1.19.5, in Ubuntu's of JetPack 5 and 6, it cannot be told where to complain at first."""
+    nginx = find("nginx")
+    log = ["-e", str(folder / "error.log")] if _nginx_version(nginx) >= (1, 19, 5) else []
+    return [nginx, "-p", str(folder), "-c", str(folder / "nginx.conf"), *log]
+
+
+@functools.cache
+def _nginx_version(nginx: str) -> tuple[int, ...]:
+    try:
+        said = subprocess.run([nginx, "-v"], stdin=DEVNULL, capture_output=True, text=True, timeout=10, check=False).stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ProgramError(f"{nginx} does not run: {error}") from error
+    found = re.search(r"/(\d+)\.(\d+)\.(\d+)", said)
+    return tuple(map(int, found.groups())) if found else (0,)
+
+
+def _quoted(path: Path | str) -> str:
+    """A path as nginx reads it: with spaces, quotes and backslashes."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 _TEMPORARY = {"client_body": "body", "proxy": "proxy", "fastcgi": "fastcgi", "uwsgi": "uwsgi", "scgi": "scgi"}

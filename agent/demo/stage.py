@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,19 @@ from typing import Any
 
 import anyio
 import httpx
+from anyio.abc import Process
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from agent.config import default_state_folder
 from agent.demo.primary import SwitchablePrimary
-from agent.demo.programs import ProgramError, find, free_port, nginx_command, program, write_mosquitto, write_nginx
+from agent.demo.programs import ProgramError, find, free_port, nginx_command, program, until_ended, write_mosquitto, write_nginx
 from coordinator.config import NginxSettings
 from coordinator.nginx import render
 from models.durable import StoreBusy, exclusive
 
+ATTEMPTS = 2  # of a model, before the demo gives up: the node itself never does
 READY_DEADLINE_S = 1800.0  # a slow line and a slow device: the first start fetches 130 MB and converts them
 NODE = "demo-node"
 
@@ -99,74 +102,95 @@ def camera_settings(video: Path | None) -> dict[str, Any]:
 
 
 async def run_demo(folder: Path | None, video: Path | None, console: Console) -> int:
-    """Runs until Ctrl-C or SIGTERM. Raises ProgramError if a part does not start."""
+    """Runs until Ctrl-C or SIGTERM. Raises ProgramError if a part does not start, or ends by itself."""
     stage = layout(folder)
-    for name in ("broker", "nginx", "coordinator", "node", "log"):
-        (stage.folder / name).mkdir(parents=True, exist_ok=True)
-    console.print(f"Hotspare demo, state in [bold]{stage.folder}[/bold]", highlight=False, soft_wrap=True)
     try:
+        for name in ("broker", "nginx", "coordinator", "node", "log"):
+            (stage.folder / name).mkdir(parents=True, exist_ok=True)
         with exclusive(stage.folder / "demo.lock", 0.0, f"the demo in {stage.folder}; end that one, or give --state another folder"):
+            console.print(f"Hotspare demo, state in [bold]{escape(str(stage.folder))}[/bold]", highlight=False, soft_wrap=True)
             return await _perform(stage, video, console)
     except StoreBusy as error:
         raise ProgramError(str(error)) from error
+    except OSError as error:
+        raise ProgramError(f"{stage.folder} cannot be used: {error}; give --state another folder") from error
 
 
 async def _perform(stage: Layout, video: Path | None, console: Console) -> int:
     problem: ProgramError | None = None
-    async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
-        tasks.start_soon(_end_on_signal, tasks.cancel_scope)
-        primary = SwitchablePrimary()
-        tasks.start_soon(primary.run)
-        try:
-            await _start_programs(stage, primary, camera_settings(video), stack)
-            await _wait_until_serving(stage, console)
-            _welcome(stage, primary, console)
-            await anyio.sleep_forever()
-        except ProgramError as error:
-            problem = error
-            tasks.cancel_scope.cancel()
+    # The receiver is around everything, so that a second Ctrl-C finds it too and leaves no program behind.
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
+
+            def fail(error: ProgramError) -> None:
+                nonlocal problem
+                problem = problem or error
+                tasks.cancel_scope.cancel()
+
+            async def watch(name: str, process: Process, log: Path) -> None:
+                try:
+                    await until_ended(name, process, log)
+                except ProgramError as error:
+                    fail(error)
+
+            tasks.start_soon(_end_on_signal, signals, tasks.cancel_scope, console)
+            primary = SwitchablePrimary()
+            tasks.start_soon(primary.run)
+            camera = camera_settings(video)
+            settings = node_settings(stage, primary, camera)
+            try:
+                for name, command, port in await _programs(stage, primary, settings):
+                    log = stage.folder / "log" / f"{name}.log"
+                    tasks.start_soon(watch, name, await stack.enter_async_context(program(command, log, port)), log)
+                await _wait_until_serving(stage, {*settings["models"]["serve"], camera["model"]}, console)
+                _welcome(stage, primary, console)
+                await anyio.sleep_forever()
+            except ProgramError as error:
+                fail(error)
     if problem is not None:
         raise problem
     console.print("Everything the demo started has ended; its state stays for the next start.")
     return 0
 
 
-async def _start_programs(stage: Layout, primary: SwitchablePrimary, camera: Mapping[str, Any], stack: AsyncExitStack) -> None:
-    log = stage.folder / "log"
+async def _programs(stage: Layout, primary: SwitchablePrimary, node: Mapping[str, Any]) -> list[tuple[str, list[str], int]]:
+    """Name, command and port of each, in the order of their start; their configurations are written."""
     snippet = stage.folder / "nginx" / "hotspare.conf"
     nginx = NginxSettings(listen=f"127.0.0.1:{stage.front}", bridge_port=stage.bridge)
     await anyio.Path(snippet).write_text(render(nginx, primary.url, []))
     coordinator_file = await _write(stage.folder / "coordinator.toml", coordinator_settings(stage, primary.url))
-    node_file = await _write(stage.folder / "node.toml", node_settings(stage, primary, camera))
+    node_file = await _write(stage.folder / "node.toml", node)
     hotspare = [sys.executable, "-m", "agent.cli"]
-    parts: list[tuple[list[str], str, int]] = [
-        (write_mosquitto(stage.folder / "broker", stage.broker), "mosquitto", stage.broker),
-        (write_nginx(stage.folder / "nginx", snippet), "nginx", stage.front),
-        ([*hotspare, "coordinator", "--config", str(coordinator_file)], "coordinator", stage.coordinator),
-        ([*hotspare, "run", "--config", str(node_file)], "node", stage.node),
+    return [
+        ("mosquitto", write_mosquitto(stage.folder / "broker", stage.broker), stage.broker),
+        ("nginx", write_nginx(stage.folder / "nginx", snippet), stage.front),
+        ("coordinator", [*hotspare, "coordinator", "--config", str(coordinator_file)], stage.coordinator),
+        ("node", [*hotspare, "run", "--config", str(node_file)], stage.node),
     ]
-    for command, name, port in parts:
-        await stack.enter_async_context(program(command, log / f"{name}.log", port))
 
 
-async def _wait_until_serving(stage: Layout, console: Console) -> None:
+async def _wait_until_serving(stage: Layout, wanted: set[str], console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
+    serving: set[str] = set()
     async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
-        with Progress(*columns, console=console) as progress, anyio.fail_after(READY_DEADLINE_S):
-            while True:
+        with Progress(*columns, console=console) as progress, anyio.move_on_after(READY_DEADLINE_S):
+            while not serving >= wanted:
                 try:
                     node = (await client.get(f"{stage.node_url}/node")).json()
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, ValueError) as error:
                     raise ProgramError(f"the node at {stage.node_url} is gone ({error}); see {stage.folder}/log/node.log") from error
                 for model in node["models"]:
-                    if model["name"] not in bars:
-                        bars[model["name"]] = progress.add_task(model["name"], total=1.0, phase="")
-                    _show(progress, bars[model["name"]], model)
-                states = [model["status"] for model in node["models"]]
-                if states and all(state == "serving" for state in states):
-                    return
+                    name, figures = model["name"], model["figures"]
+                    if model["status"] == "failed" and figures.get("attempts", 0) >= ATTEMPTS:
+                        raise ProgramError(f"{name} cannot be made ready: {figures.get('message')}\nsee {stage.folder}/log/node.log")
+                    if name not in bars:
+                        bars[name] = progress.add_task(name, total=1.0, phase="")
+                    _show(progress, bars[name], model)
+                serving = {model["name"] for model in node["models"] if model["status"] == "serving"}
                 await anyio.sleep(0.3)
+    if not serving >= wanted:
+        raise ProgramError(f"not all models serve after {READY_DEADLINE_S:g} s; see {stage.folder}/log/node.log")
 
 
 def _show(progress: Progress, bar: TaskID, model: Mapping[str, Any]) -> None:
@@ -192,14 +216,14 @@ def _welcome(stage: Layout, primary: SwitchablePrimary, console: Console) -> Non
     ):
         console.print(f"[dim]# {summary}[/dim]", highlight=False)
         console.print(command + "\n", highlight=False, markup=False, soft_wrap=True)  # unbroken, so that it can be copied
-    console.print(f"State and logs: {stage.folder}\nCtrl-C ends all of it.", highlight=False, soft_wrap=True)
+    console.print(f"State and logs: {stage.folder}\nCtrl-C ends all of it.", highlight=False, markup=False, soft_wrap=True)
 
 
-async def _end_on_signal(scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
+async def _end_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope, console: Console) -> None:
+    async for _ in signals:
+        console.print("Ending …")
+        scope.cancel()
+        return
 
 
 async def _write(file: Path, values: Mapping[str, Any]) -> anyio.Path:
