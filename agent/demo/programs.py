@@ -49,7 +49,8 @@ def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
 async def program(
     command: Sequence[str], log: Path, port: int | None = None, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Process]:
-    """Run `command` in a process group of its own, its output in `log`; ready once `port` answers; ended with SIGTERM, then SIGKILL."""
+    """Run `command` in a process group of its own, its output in `log`, a file of its name; ready once `port` answers. At the end it gets
+    SIGTERM, and whatever is left of its group SIGKILL."""
     with log.open("ab") as out:
         try:
             process = await anyio.open_process(
@@ -59,7 +60,7 @@ async def program(
             raise ProgramError(f"{command[0]} cannot be started: {error.strerror}") from error
         try:
             if port is not None:
-                await _answering(process, port, Path(command[0]).name, log)
+                await _answering(process, port, log.stem, log)
             yield process
         finally:
             with anyio.CancelScope(shield=True):
@@ -115,7 +116,8 @@ def write_nginx(folder: Path, snippet: Path) -> list[str]:
         (folder / name).mkdir(parents=True, exist_ok=True)
     user = "user root;\n" if os.geteuid() == 0 else ""  # its temporary folders are this user's
     paths = "".join(f"  {name}_temp_path {_quoted(folder / part)};\n" for name, part in _TEMPORARY.items())
-    pattern = re.sub(r"([*?[])", r"\\\1", str(snippet))
+    # nginx takes the name for a pattern, but only if there is one of these in it.
+    pattern = re.sub(r"([*?[\\])", r"\\\1", str(snippet)) if set("*?[") & set(str(snippet)) else snippet
     (folder / "nginx.conf").write_text(
         f"{user}pid {_quoted(folder / 'nginx.pid')};\nerror_log {_quoted(folder / 'error.log')} warn;\nworker_processes 1;\n"
         "events { worker_connections 512; }\n"
