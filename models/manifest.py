@@ -18,6 +18,7 @@ SHA256 = re.compile(r"^[0-9a-f]{64}$")
 SOURCE = re.compile(r"^(hf|pypi|file|mirror|shipped):\S+$|^https://\S+$")
 
 Format = Literal["gguf", "onnx", "transformers"]
+Precision = Literal["auto", "fp32", "tf32", "fp16", "int8", "int4"]
 
 
 class ManifestError(ValueError):
@@ -96,6 +97,28 @@ class Detection:
 
 
 @dataclass(frozen=True)
+class Build:
+    """How engines of the model are built where nobody says otherwise.
+
+    precision    where the ladder begins that ends with fp32; `auto`: fp16 on a GPU, fp32 on a CPU
+    batch_max    most pictures or texts of one execution
+    calibration  folder of pictures, or text file, that int8 ranges are taken from; empty: made-up inputs
+    dla_core     deep-learning accelerator to prefer, -1 for none; layers it cannot run stay on the GPU
+    keeps_fp32   patterns (fnmatch) of node names that are never rounded
+    takes_bytes  detection: the graph takes uint8 [N, H, W, 3] RGB and normalises it itself
+    top_k        detection: the graph returns only its best so many boxes; 0: all
+    """
+
+    precision: Precision = "auto"
+    batch_max: int = 1
+    calibration: str = ""
+    dla_core: int = -1
+    keeps_fp32: Tuple[str, ...] = ()
+    takes_bytes: bool = False
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
 class _Model:
     name: str
     licence: str
@@ -104,6 +127,7 @@ class _Model:
     files: Dict[str, ModelFile]
     aliases: Tuple[str, ...] = ()
     memory_mb: int = 0
+    build: Build = field(default_factory=Build)
 
 
 @dataclass(frozen=True)

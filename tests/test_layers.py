@@ -30,12 +30,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 HOMES: dict[str, tuple[str, ...]] = {
     "paho": ("agent/link/mqtt.py",),
     "onnxruntime": ("models/engines/", "converters/"),
-    "tensorrt": ("models/engines/tensorrt.py", "converters/tensorrt_from_onnx.py"),
+    "tensorrt": ("models/engines/", "converters/tensorrt_from_onnx/"),
+    "tensorrt_rtx": ("models/engines/", "converters/tensorrt_from_onnx/"),
+    "cuda": ("models/engines/",),
     "pycuda": ("models/engines/",),
     "cv2": ("models/pictures.py", "models/tasks/detection.py", "agent/worker/"),
     "av": ("agent/worker/",),
-    "transformers": ("converters/onnx_from_transformers.py",),
-    "torch": ("converters/onnx_from_transformers.py",),
+    "transformers": ("converters/onnx_from_transformers",),
+    "torch": ("converters/onnx_from_transformers",),
     "onnx": ("converters/",),
     "tokenizers": ("models/tokenizer.py", "converters/"),
     "jinja2": ("models/chat_template.py", "converters/"),
@@ -43,7 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "uvicorn": ("agent/http/", "coordinator/main.py"),
     "pydantic": ("agent/", "coordinator/"),
 }
-DATA_PLANE = ("models", "agent/worker", "agent/worker_protocol.py")
+DATA_PLANE = ("models", "agent/worker", "agent/worker_protocol.py", "converters/__init__.py", "converters/tensorrt_from_onnx", "converters/evaluate.py")
 
 
 def sources() -> list[str]:
