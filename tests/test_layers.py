@@ -45,7 +45,14 @@ HOMES: dict[str, tuple[str, ...]] = {
     "uvicorn": ("agent/http/", "coordinator/main.py"),
     "pydantic": ("agent/", "coordinator/"),
 }
-DATA_PLANE = ("models", "agent/worker", "agent/worker_protocol.py", "converters/__init__.py", "converters/tensorrt_from_onnx", "converters/evaluate.py")
+DATA_PLANE = (
+    "models",
+    "agent/worker",
+    "agent/worker_protocol.py",
+    "converters/__init__.py",
+    "converters/tensorrt_from_onnx",
+    "converters/evaluate.py",
+)
 
 
 def sources() -> list[str]:
