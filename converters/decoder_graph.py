@@ -1,12 +1,30 @@
-"""The graph of a Llama-class decoder with its key-value cache as inputs and outputs.
+"""The graph of a Llama-class decoder with its key-value cache as inputs and outputs, in one of two forms.
 
-Inputs   input_ids [batch, sequence] int64
-         seqlens_k [batch] int32: valid tokens of each row after this step, less one
-         total_sequence_length [] int32: the largest of those, not less one
-         num_logits [] int64: logits are computed for so many last positions
-         past_key_values.{i}.key, .value [batch, kv_heads, capacity, head_dim] float32
-Outputs  logits [batch, num_logits, vocabulary] float32
-         present.{i}.key, .value, shaped as the past, so both may be bound to the same memory
+ONNX Runtime form (`onnxruntime_operators.py`)
+    input_ids [batch, sequence] int64
+    seqlens_k [batch] int32: valid tokens of each row after this step, less one
+    total_sequence_length [] int32: the largest of those, not less one
+    num_logits [] int64: logits are computed for so many last positions
+    past_key_values.{i}.key, .value [batch, kv_heads, capacity, head_dim] float32
+  → logits [batch, num_logits, vocabulary] float32
+    present.{i}.key, .value, shaped as the past, so both may be bound to the same memory
+
+Standard form (`standard_operators.py`): nothing but operators of ONNX itself, for TensorRT
+    input_ids [batch, sequence] int64: tokens to append; rows shorter than the longest may be filled up behind with any token
+    lengths [batch] int32: tokens that each row holds before this step
+    logits_at [batch, logits] int32: positions of this step, 0..sequence-1, whose logits are wanted; sequence-1 is the last token
+    past.{i}.key, .value [batch, past, kv_heads, head_dim]: token by token; `past` >= 1, >= every length, <= context_tokens.
+        What lies at an index >= lengths[b] is masked but must be finite: zero the memory once when it is allocated
+  → logits [batch, logits, vocabulary] float32
+    new.{i}.key, .value [batch, sequence, kv_heads, head_dim]: of the appended tokens only, keys already rotated
+
+  `past` is the same in all layers and may be the valid prefix or the whole capacity (fixed shapes, for CUDA graphs). With one row `new`
+  may be bound right behind the valid tokens in the memory of `past`: new keys and values are never read through `past`, what is masked
+  does not reach the result, and finite values stay finite while they are written. Past and new have the type the graph computes in:
+  float32, or float16 in a graph of `precision` float16.
+
+Either form may have one more input, when adapters were kept apart:
+    adapter [batch] int64: 0 for the model itself, else the place of an adapter in `adapters` of generation.json, counted from 1
 """
 
 from __future__ import annotations
