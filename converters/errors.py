@@ -6,8 +6,7 @@ from __future__ import annotations
 class ConversionError(Exception):
     """An artefact cannot be converted. The message says what was found, with which value, and what to do.
 
-    `code` is stable: `bad_file` (malformed or hostile input), `unsupported` (well-formed, but not implemented here),
-    `bad_request` (the build was asked for something impossible), `not_the_same_model` (verification failed).
+    `code` is stable; `converters/__main__.py` lists all that a build may end with.
     """
 
     def __init__(self, message: str, code: str = "bad_file") -> None:

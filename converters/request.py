@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from converters.errors import ConversionError
-from models.manifest import Manifest, ManifestError, manifest_from_mapping
+from models.manifest import Manifest, ManifestError, Precision, manifest_from_mapping
 from models.sources import base_name
+
+Target = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 
 MAX_BYTES = 4 << 20
 MAX_THREADS = 64
+MAX_TIMEOUT_S = 86_400.0
+TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 MODEL_ROLE = "model"
 FILE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """threads: of the runtime while verifying. nice: added to the process's niceness."""
+    """How to build; the manifest's [build] table answers what is left open here.
 
+    precision          where the ladder begins (see `converters/ladder.py`); `auto`: what the manifest says
+    target             the runtime that will open the engine; `tensorrt_rtx` is TensorRT for RTX, whose plans no Jetson runs
+    python             the interpreter that has TensorRT, that of the worker
+    calibration        folder of pictures or text file: inputs of the gate, and where int8 ranges come from; None: what the manifest says
+    accept_unverified  publish what the gate refused or could not run, marked as such
+    threads            of the runtime while verifying
+    nice               added to the niceness of the build and of its children
+    timeout_s          the whole build; then it is ended and leaves nothing behind
+    """
+
+    precision: Precision = "auto"
+    target: Target = "onnxruntime"
+    python: Path = Path(sys.executable)
+    calibration: Path | None = None
+    accept_unverified: bool = False
     threads: int = 2
     nice: int = 10
+    timeout_s: float = 7200.0
 
 
 @dataclass(frozen=True)
@@ -83,13 +106,71 @@ def _sources(values: dict[str, Any], manifest: Manifest) -> dict[str, Path]:
 
 
 def _options(values: dict[str, Any]) -> BuildOptions:
-    options = _table(values, "options") if "options" in values else {}
-    limits = {"threads": (1, MAX_THREADS), "nice": (0, 19)}
-    for name, value in options.items():
-        if name not in limits or not isinstance(value, int) or isinstance(value, bool) or not limits[name][0] <= value <= limits[name][1]:
-            allowed = ", ".join(f"{known} {low}..{high}" for known, (low, high) in limits.items())
-            raise _bad(f"options.{name} is {value!r}; known are the integers {allowed}")
-    return BuildOptions(**options)
+    given = _table(values, "options") if "options" in values else {}
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in _OPTIONS:
+            raise _bad(f"options.{name} is not known; known are {', '.join(_OPTIONS)}")
+        checked[name] = _OPTIONS[name](value, f"options.{name}")
+    return BuildOptions(**checked)
+
+
+def _one_of(*allowed: str) -> Callable[[object, str], str]:
+    def check(value: object, name: str) -> str:
+        if value not in allowed:
+            raise _bad(f"{name} is {value!r}, must be one of {', '.join(allowed)}")
+        return str(value)
+
+    return check
+
+
+def _integer(low: int, high: int) -> Callable[[object, str], int]:
+    def check(value: object, name: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise _bad(f"{name} is {value!r}, must be an integer {low}..{high}")
+        return value
+
+    return check
+
+
+def _seconds(value: object, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1 <= value <= MAX_TIMEOUT_S:
+        raise _bad(f"{name} is {value!r}, must be 1..{MAX_TIMEOUT_S:g} seconds")
+    return float(value)
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise _bad(f"{name} is {value!r}, must be true or false")
+    return value
+
+
+def _program(value: object, name: str) -> Path:
+    path = _path(value, name)
+    if not os.access(path, os.X_OK) or path.is_dir():
+        raise _bad(f"{name}: {path} is no program; name the interpreter of the worker")
+    return path
+
+
+def _inputs(value: object, name: str) -> Path | None:
+    if value is None:
+        return None
+    path = _path(value, name)
+    if not path.exists():
+        raise _bad(f"{name}: {path} does not exist; name a folder of pictures or a text file")
+    return path
+
+
+_OPTIONS: dict[str, Callable[[object, str], object]] = {
+    "precision": _one_of(*get_args(Precision)),
+    "target": _one_of(*TARGETS),
+    "python": _program,
+    "calibration": _inputs,
+    "accept_unverified": _flag,
+    "threads": _integer(1, MAX_THREADS),
+    "nice": _integer(0, 19),
+    "timeout_s": _seconds,
+}
 
 
 def _table(values: dict[str, Any], name: str) -> dict[str, Any]:

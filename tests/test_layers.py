@@ -51,6 +51,7 @@ DATA_PLANE = (
     "agent/worker_protocol.py",
     "converters/__init__.py",
     "converters/tensorrt_from_onnx",
+    "converters/child.py",
     "converters/evaluate.py",
 )
 
