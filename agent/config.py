@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from agent.protocol.operations import Target
+from models.manifest import Precision
 from models.store import default_root
 
 ADVERTISED = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252}):(\d{1,5})$")
@@ -119,11 +121,34 @@ class WorkerSettings(Slice):
 
 
 class ModelSettings(Slice):
-    """`store` holds artefacts and engines; empty: the node's state folder."""
+    """`store` holds artefacts and engines; empty: the node's state folder.
+
+    `budget_gb`: most that the store may take, 0: what the disk has. What is neither wanted nor in use goes first, least recently used.
+    """
 
     store: Path | None = None
+    budget_gb: float = Field(default=0.0, ge=0)
     serve: tuple[str, ...] = ("smollm2-135m-instruct", "all-minilm-l6-v2")
     aliases: dict[str, str] = Field(default_factory=dict)
+
+
+class ConvertSettings(Slice):
+    """How engines are built, where neither an order nor a manifest says otherwise.
+
+    target           `auto`: TensorRT where `worker.python` has it and a driver answers, else ONNX Runtime
+    precision        where the ladder begins that ends with fp32; `auto`: fp16 on a GPU, fp32 on a CPU
+    accept_unverified  serve engines that are not proven to be the model they were made from
+    calibration      folder that holds the pictures and texts for int8, by the names that orders may give
+    workspace_share  of the memory that is free when a build begins, which TensorRT may use to try things in
+    """
+
+    target: Target = "auto"
+    precision: Precision = "auto"
+    accept_unverified: bool = False
+    calibration: Path | None = None
+    workspace_share: float = Field(default=0.5, gt=0, le=0.9)
+    timeout_s: float = Field(default=2 * 3600.0, gt=0)
+    nice: int = Field(default=10, ge=0, le=19)
 
 
 class CameraSettings(Slice):
@@ -155,6 +180,7 @@ class Settings(BaseSettings):
     primary: PrimarySettings = PrimarySettings()
     worker: WorkerSettings = WorkerSettings()
     models: ModelSettings = ModelSettings()
+    convert: ConvertSettings = ConvertSettings()
     cameras: tuple[CameraSettings, ...] = ()
     demo: DemoSettings = DemoSettings()
 

@@ -42,9 +42,22 @@ class DrainArgs(Wire):
     reason: Text | None = None
 
 
+Target = Literal["auto", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+BuildPrecision = Literal["auto", "fp32", "tf32", "fp16", "int8", "int4"]
+
+
 class ModelDeployArgs(Wire):
+    """The fields after `digest` say how the engine is built and are kept with the order; without them the node's configuration counts.
+
+    `calibration` names an entry of the node's calibration folder. `accept_unverified`: serve it even if it is not proven to be the model.
+    """
+
     name: Name
     digest: Digest | None = None
+    precision: BuildPrecision | None = None
+    target: Target | None = None
+    calibration: Name | None = None
+    accept_unverified: bool | None = None
 
 
 class ModelRemoveArgs(Wire):
