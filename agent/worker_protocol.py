@@ -28,15 +28,14 @@ class ProtocolError(RuntimeError):
 
 @dataclass(frozen=True)
 class OpenModel:
-    """Load the converted model in `folder`. `manifest` is the manifest's mapping, `options` those of EngineOptions, `runtime` a key of
-    ENGINES. A model of that name that is open already is replaced. Done{…facts of the engine}."""
+    """Load the converted model in `folder`; its artefact decides the runtime. `manifest` is the manifest's mapping, `options` those of
+    EngineOptions. A model of that name that is open already is replaced. Done{…facts of the engine}."""
 
     request: int
     model: str
     manifest: Dict[str, Any]
     folder: str
     options: Dict[str, Any] = field(default_factory=dict)
-    runtime: str = "onnx"
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class EncoderService:
         if not isinstance(manifest, (EmbeddingManifest, ClassificationManifest)):
             raise Refusal("invalid", f"model {message.model} has task {manifest.task!r}; the encoder embeds and classifies")
         self._close(message.model)
-        engine = open_engine(Path(message.folder), from_mapping(EngineOptions, message.options), message.runtime)
+        engine = open_engine(Path(message.folder), from_mapping(EngineOptions, message.options))
         model = OpenEncoder(manifest, engine)
         self._models[message.model] = model
         self._emit(Done(message.request, {"provider": engine.provider, "columns": model.columns()}))

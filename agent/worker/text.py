@@ -18,7 +18,7 @@ from models.tasks.generation.sampling import Sampling
 from models.tasks.generation.scheduler import Scheduler, SchedulerSettings
 from models.tasks.generation.sequence import GenerationRequest, Output, Refused
 
-OpenEngine = Callable[[Path, EngineOptions, str], GenerationEngine]
+OpenEngine = Callable[[Path, EngineOptions], GenerationEngine]
 
 ENDS: Dict[str, str] = {"cancelled": "the request was cancelled", "deadline": "the answer was not complete before its deadline"}
 
@@ -83,7 +83,7 @@ class TextService:
         self._emit(Done(message.request, _facts(model.engine)))
 
     def _load(self, message: OpenModel) -> OpenText:
-        engine = self._open_engine(Path(message.folder), from_mapping(EngineOptions, message.options), message.runtime)
+        engine = self._open_engine(Path(message.folder), from_mapping(EngineOptions, message.options))
         return OpenText(message, engine, Scheduler(engine, self._settings))
 
     def _close(self, name: str) -> None:

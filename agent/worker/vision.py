@@ -116,7 +116,7 @@ class VisionService:
         if not isinstance(manifest, DetectionManifest):
             raise ManifestError(f"{manifest.name} is a model for {manifest.task}, not for detection")
         options = from_mapping(EngineOptions, message.options)
-        engine = open_engine(Path(message.folder), options, message.runtime)
+        engine = open_engine(Path(message.folder), options)
         before = self._models.pop(message.model, None)
         opened = self._models[message.model] = _Opened(engine, Detector(engine, manifest))
         for pipeline in self._pipelines.values():

@@ -1,4 +1,4 @@
-"""The engine contract: what every runtime offers to the tasks above it, and the literal table of runtimes.
+"""The engine contract: what every runtime offers to the tasks above it, and the literal table of artefacts and their runtimes.
 
 An engine belongs to one thread. Arrays that it returns are valid until the next call on the same engine.
 """
@@ -97,24 +97,27 @@ class GenerationEngine(Protocol):
     def close(self) -> None: ...
 
 
+# The artefact in a folder says which runtime opens it; the first that is there wins.
 ENGINES: Dict[str, str] = {
-    "onnx": "models.engines.onnx",
+    "model.plan": "models.engines.tensorrt",
+    "model.onnx": "models.engines.onnx",
 }
 
 
-def open_engine(folder: Path, options: Optional[EngineOptions] = None, runtime: str = "onnx") -> Engine:
-    """Open `model.onnx` (or the runtime's own artefact) in `folder` as a stateless engine."""
-    engine: Engine = _runtime(runtime).open_engine(folder, options or EngineOptions())
+def open_engine(folder: Path, options: Optional[EngineOptions] = None) -> Engine:
+    """Open the artefact in `folder` as a stateless engine. Raises EngineError."""
+    engine: Engine = _runtime(folder).open_engine(folder, options or EngineOptions())
     return engine
 
 
-def open_generation_engine(folder: Path, options: Optional[EngineOptions] = None, runtime: str = "onnx") -> GenerationEngine:
-    """Open a converted causal language model folder (model.onnx, generation.json) with its KV cache."""
-    engine: GenerationEngine = _runtime(runtime).open_generation_engine(folder, options or EngineOptions())
+def open_generation_engine(folder: Path, options: Optional[EngineOptions] = None) -> GenerationEngine:
+    """Open a converted causal language model (an artefact and generation.json) with its KV cache. Raises EngineError."""
+    engine: GenerationEngine = _runtime(folder).open_generation_engine(folder, options or EngineOptions())
     return engine
 
 
-def _runtime(name: str) -> Any:
-    if name not in ENGINES:
-        raise EngineError(f"unknown runtime {name!r}; known are {', '.join(ENGINES)}")
-    return importlib.import_module(ENGINES[name])
+def _runtime(folder: Path) -> Any:
+    artefact = next((name for name in ENGINES if (folder / name).is_file()), None)
+    if artefact is None:
+        raise EngineError(f"an engine in {folder} does not exist: it has neither {' nor '.join(ENGINES)}; convert the model first")
+    return importlib.import_module(ENGINES[artefact])
