@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.report import busy_s
 from converters.decoder import Decoder as Facts
-from converters.decoder import decoder_from_gguf
+from converters.decoder_from_gguf import decoder_from_gguf
 from converters.gguf import GgufFile, read_gguf
 
 Prompt = Sequence[int]

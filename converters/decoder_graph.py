@@ -29,57 +29,104 @@ Either form may have one more input, when adapters were kept apart:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from converters.decoder import Decoder
-from converters.gguf import GgufFile
+from converters.decoder_source import DecoderSource, Matrix, interleaved_order, with_rows
+from converters.lora import Adapter, stacked
 from converters.onnx_graph import GraphWriter
-from converters.onnxruntime_operators import Activations, Matrix, OnnxRuntimeOperators
-from converters.quantised_blocks import Blocks, Float
+from converters.onnxruntime_operators import OnnxRuntimeForm, OnnxRuntimeOperators
+from converters.quantised_blocks import Float
+from converters.standard_operators import StandardForm, StandardOperators
 
 Progress = Callable[[float, str], None]
+Form = OnnxRuntimeForm | StandardForm
 
 
-def write_decoder_graph(gguf: GgufFile, decoder: Decoder, folder: Path, activations: Activations, progress: Progress) -> Path:
-    """Write `model.onnx` and `model.onnx.data` into `folder`; returns the path of the first."""
-    with GraphWriter(folder) as graph:
-        build = _DecoderGraph(gguf, decoder, graph, OnnxRuntimeOperators(graph, decoder, activations))
-        build.inputs()
-        residual = build.embedding()
+class Operators(Protocol):
+    """What a form writes for each part of a decoder. Values are names of tensors, [batch, sequence, width]."""
+
+    @property
+    def number(self) -> np.dtype[Any]:
+        """Type of the values between the parts."""
+        ...
+
+    def open(self) -> None:
+        """Declare inputs and outputs."""
+        ...
+
+    def embedding(self, ids: str, matrix: Matrix, output: str) -> str:
+        """Rows of `matrix` [vocabulary, hidden]: the first residual."""
+        ...
+
+    def norm(self, value: str, weight: str, output: str) -> str: ...
+
+    def add_norm(self, value: str, residual: str, weight: str, output: str) -> tuple[str, str]:
+        """The norm of value + residual, and the sum itself."""
+        ...
+
+    def head_norm(self, value: str, weight: str, output: str) -> str: ...
+
+    def linear(self, value: str, matrices: Sequence[Matrix], name: str) -> str: ...
+
+    def bias(self, value: str, bias: Float, name: str) -> str: ...
+
+    def gate(self, value: str, name: str) -> str: ...
+
+    def split(self, value: str, widths: Sequence[int], name: str) -> Sequence[str]: ...
+
+    def attention(self, query: str, key: str, value: str, layer: int, output: str) -> str: ...
+
+    def wanted(self, value: str) -> str:
+        """The positions whose logits are asked for."""
+        ...
+
+    def head(self, value: str, matrix: Matrix) -> None:
+        """Write the output `logits`."""
+        ...
+
+
+def write_decoder_graph(
+    source: DecoderSource, decoder: Decoder, folder: Path, form: Form, progress: Progress, adapters: Sequence[Adapter] = ()
+) -> Path:
+    """Write `model.onnx` and `model.onnx.data` into `folder`; returns the path of the first. `adapters` are kept apart, chosen per row."""
+    with GraphWriter(folder, opset=form.opset) as graph:
+        operators: Operators
+        if isinstance(form, StandardForm):
+            operators = StandardOperators(graph, decoder, form)
+        else:
+            operators = OnnxRuntimeOperators(graph, decoder, form.activations)
+        build = _DecoderGraph(source, decoder, graph, operators, adapters)
+        residual = build.open()
         value = build.first_norm(residual)
         for layer in range(decoder.layers):
             progress(layer / decoder.layers, f"layer {layer + 1} of {decoder.layers}")
             value, residual = build.block(value, residual, layer)
         build.head(value)
-        properties = {"architecture": decoder.architecture, "activations": activations, "context_tokens": str(decoder.context_tokens)}
+        properties = {"architecture": decoder.architecture, "form": repr(form), "context_tokens": str(decoder.context_tokens)}
         return graph.save(f"{decoder.architecture} decoder", properties)
 
 
 class _DecoderGraph:
-    def __init__(self, gguf: GgufFile, decoder: Decoder, graph: GraphWriter, operators: OnnxRuntimeOperators) -> None:
-        self._gguf = gguf
+    def __init__(
+        self, source: DecoderSource, decoder: Decoder, graph: GraphWriter, operators: Operators, adapters: Sequence[Adapter]
+    ) -> None:
+        self._source = source
         self._decoder = decoder
         self._graph = graph
         self._operators = operators
+        self._adapters = adapters
 
-    def inputs(self) -> None:
-        graph, decoder = self._graph, self._decoder
-        graph.input("input_ids", TensorProto.INT64, ["batch", "sequence"])
-        graph.input("seqlens_k", TensorProto.INT32, ["batch"])
-        graph.input("total_sequence_length", TensorProto.INT32, [])
-        graph.input("num_logits", TensorProto.INT64, [])
-        graph.output("logits", TensorProto.FLOAT, ["batch", "num_logits", decoder.vocabulary])
-        shape: list[str | int] = ["batch", decoder.kv_heads, "capacity", decoder.head_dim]
-        for layer in range(decoder.layers):
-            for part in ("key", "value"):
-                graph.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, shape)
-                graph.output(f"present.{layer}.{part}", TensorProto.FLOAT, shape)
-
-    def embedding(self) -> str:
+    def open(self) -> str:
+        self._operators.open()
+        if self._adapters:
+            self._graph.input("adapter", TensorProto.INT64, ["batch"])
         return self._operators.embedding("input_ids", self._matrix("token_embd.weight"), "embedding")
 
     def first_norm(self, value: str) -> str:
@@ -88,32 +135,25 @@ class _DecoderGraph:
     def block(self, value: str, residual: str, layer: int) -> tuple[str, str]:
         """From the normed input and its residual to those of the next block."""
         operators, block = self._operators, f"blk.{layer}."
-        attended = operators.linear(self._attention(value, layer), [self._matrix(f"{block}attn_output.weight")], f"{block}attn_output")
+        attended = self._linear(self._attention(value, layer), [f"{block}attn_output.weight"], f"{block}attn_output")
         value, residual = operators.add_norm(attended, residual, self._vector(f"{block}ffn_norm.weight"), f"{block}ffn_norm")
-        inner = [self._matrix(f"{block}ffn_gate.weight"), self._matrix(f"{block}ffn_up.weight")]
-        gated = operators.gate(operators.linear(value, inner, f"{block}ffn_gate_up"), f"{block}ffn_gate")
-        down = operators.linear(gated, [self._matrix(f"{block}ffn_down.weight")], f"{block}ffn_down")
+        inner = self._linear(value, [f"{block}ffn_gate.weight", f"{block}ffn_up.weight"], f"{block}ffn_gate_up")
+        down = self._linear(operators.gate(inner, f"{block}ffn_gate"), [f"{block}ffn_down.weight"], f"{block}ffn_down")
         if layer + 1 < self._decoder.layers:
             weight = self._vector(f"blk.{layer + 1}.attn_norm.weight")
             return operators.add_norm(down, residual, weight, f"blk.{layer + 1}.attn_norm")
         return operators.add_norm(down, residual, self._vector("output_norm.weight"), "output_norm")
 
     def head(self, value: str) -> None:
-        graph = self._graph
-        length = graph.node("Shape", [value], "head.length", start=1, end=2)
-        start = graph.node("Sub", [length, "num_logits"], "head.start")
-        end, axis = graph.integers("head.end", np.iinfo(np.int64).max), graph.integers("head.axis", 1)
-        last = graph.node("Slice", [value, start, end, axis], "head.input")
         name = "token_embd.weight" if self._decoder.tied_head else "output.weight"
-        self._operators.linear(last, [self._matrix(name)], "logits")
+        self._operators.head(self._operators.wanted(value), self._matrix(name))
 
     def _attention(self, value: str, layer: int) -> str:
         operators, decoder, block = self._operators, self._decoder, f"blk.{layer}."
-        parts = [self._matrix(f"{block}attn_{part}.weight", self._head_count(part)) for part in "qkv"]
-        packed = operators.linear(value, parts, f"{block}attn_qkv")
-        biases = [self._bias(f"{block}attn_{part}.bias", part) for part in "qkv"]
-        if any(np.any(bias) for bias in biases):
-            packed = operators.bias(packed, np.concatenate(biases), f"{block}attn_qkv.bias")
+        packed = self._linear(value, [f"{block}attn_{part}.weight" for part in "qkv"], f"{block}attn_qkv")
+        if any(f"{block}attn_{part}.bias" in self._source.tensors for part in "qkv"):
+            bias = np.concatenate([self._bias(f"{block}attn_{part}.bias", part) for part in "qkv"])
+            packed = operators.bias(packed, bias, f"{block}attn_qkv.bias")
         if not decoder.normalises_heads:
             return operators.attention(packed, "", "", layer, f"{block}attention")
         keys = decoder.kv_heads * decoder.head_dim
@@ -122,38 +162,43 @@ class _DecoderGraph:
         key = operators.head_norm(key, self._vector(f"{block}attn_k_norm.weight"), f"{block}attn_k_norm")
         return operators.attention(query, key, values, layer, f"{block}attention")
 
-    def _head_count(self, part: str) -> int:
-        """Heads whose rows have to be put back in order; 0 where they are in order."""
-        if part == "v" or not self._decoder.has_interleaved_rows:
-            return 0
-        return self._decoder.heads if part == "q" else self._decoder.kv_heads
+    def _linear(self, value: str, names: Sequence[str], output: str) -> str:
+        """One projection of several weights side by side, and what the adapters add to it."""
+        product = self._operators.linear(value, [self._matrix(name) for name in names], output)
+        widths = [self._source.shape(name)[0] for name in names]
+        change = stacked(self._adapters, dict(zip(names, widths, strict=True)))
+        if change is None:
+            return product
+        graph, number = self._graph, self._operators.number
+        inner = graph.node("MatMul", [value, graph.constant(f"{output}.adapters.down", change.down.T.astype(number))], f"{output}.low")
+        # A row of ones and zeros for each adapter lets through only what is its own.
+        ranks = graph.constant(f"adapters.ranks.{'_'.join(map(str, change.ranks))}", change.choice().astype(number))
+        chosen = graph.node(
+            "Unsqueeze", [graph.node("Gather", [ranks, "adapter"], f"{output}.chosen"), graph.integers("axis.1", 1)], f"{output}.choice"
+        )
+        inner = graph.node("Mul", [inner, chosen], f"{output}.low.chosen")
+        added = graph.node("MatMul", [inner, graph.constant(f"{output}.adapters.up", change.up.T.astype(number))], f"{output}.change")
+        return graph.node("Add", [product, added], f"{output}.adapted")
+
+    def _order(self, part: str, rows: int) -> NDArray[np.int64] | None:
+        """How the rows of a part (`q`, `k`) have to be put in order; None where they are."""
+        if part not in ("q", "k") or not self._decoder.has_interleaved_rows:
+            return None
+        return interleaved_order(rows, self._decoder.heads if part == "q" else self._decoder.kv_heads)
 
     def _bias(self, name: str, part: str) -> Float:
-        if name not in self._gguf.tensors:
-            heads = self._decoder.heads if part == "q" else self._decoder.kv_heads
+        heads = self._decoder.heads if part == "q" else self._decoder.kv_heads
+        if name not in self._source.tensors:
             return np.zeros(heads * self._decoder.head_dim, np.float32)
-        bias = self._gguf.float32(name)
-        heads = self._head_count(part)
-        return bias[_row_order(len(bias), heads)] if heads else bias
+        bias = self._source.float32(name)
+        order = self._order(part, len(bias))
+        return bias if order is None else bias[order]
 
     def _vector(self, name: str) -> str:
-        return self._graph.constant(name, self._gguf.float32(name))
+        return self._graph.constant(name, self._source.float32(name))
 
-    def _matrix(self, name: str, interleaved_heads: int = 0) -> Matrix:
-        """A weight as stored: blocks where quantised, else float16 or float32 [rows, columns]."""
-        tensor = self._gguf.tensor(name)
-        raw = self._gguf.raw(name)
-        if interleaved_heads:
-            raw = raw[_row_order(raw.shape[0], interleaved_heads)]
-        if tensor.layout.unpack is not None:
-            blocks: Blocks = tensor.layout.unpack(raw)
-            return blocks
-        if tensor.layout.name == "F16":
-            return np.ascontiguousarray(raw).reshape(raw.shape[0], -1).view("<f2")
-        return tensor.layout.dequantise(np.ascontiguousarray(raw))
-
-
-def _row_order(rows: int, heads: int) -> list[int]:
-    """Where each row of the published order lies in llama.cpp's: there a head's two RoPE halves are interleaved."""
-    order: list[int] = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1).tolist()
-    return order
+    def _matrix(self, name: str) -> Matrix:
+        """A weight as stored, its rows in the published order."""
+        matrix = self._source.matrix(name)
+        order = self._order(name.split(".")[-2].removeprefix("attn_"), self._source.shape(name)[0])
+        return matrix if order is None else with_rows(matrix, order)

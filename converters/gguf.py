@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.decoder_source import Matrix
 from converters.errors import ConversionError
 from converters.quantised_blocks import BLOCK_LAYOUTS, BlockLayout
 
@@ -63,6 +64,21 @@ class GgufFile:
         """The tensor dequantised to float32, in its own shape."""
         tensor = self.tensor(name)
         return tensor.layout.dequantise(self.raw(name)).reshape(tensor.shape)
+
+    def matrix(self, name: str) -> Matrix:
+        """Blocks where the tensor is quantised, else float16 or float32 [rows, columns]."""
+        layout, raw = self.tensor(name).layout, self.raw(name)
+        if layout.unpack is not None:
+            return layout.unpack(raw)
+        if layout.name == "F16":
+            return raw.reshape(raw.shape[0], -1).view("<f2")
+        return layout.dequantise(raw)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensor(name).shape
+
+    def format(self, name: str) -> str:
+        return self.tensor(name).layout.name
 
     def tensor(self, name: str) -> Tensor:
         try:

@@ -7,11 +7,12 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from converters.decoder import Decoder, decoder_from_gguf
+from converters.decoder import Decoder
+from converters.decoder_from_gguf import decoder_from_gguf
 from converters.decoder_graph import Progress, write_decoder_graph
 from converters.errors import ConversionError
 from converters.gguf import GgufFile, read_gguf
-from converters.onnxruntime_operators import Activations
+from converters.onnxruntime_operators import Activations, OnnxRuntimeForm
 from converters.tokenizer_from_gguf import Vocabulary, vocabulary_from_gguf
 
 # Part of the engine key: raise it with every change that changes what is written.
@@ -37,7 +38,7 @@ def onnx_from_gguf(
     kept_plain = sorted({layout for layout, count in _formats(gguf).items() if layout in ("F16", "BF16", "F32")})
     if kept_plain != ["F32"] and kept_plain:
         log.info("weights stored as %s are multiplied in float32", ", ".join(kept_plain))
-    write_decoder_graph(gguf, decoder, folder, activations, progress)
+    write_decoder_graph(gguf, decoder, folder, OnnxRuntimeForm(activations), progress)
     vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
     template = gguf.text("tokenizer.chat_template", "")
     if len(template.encode()) > MAX_TEMPLATE_BYTES:

@@ -1,34 +1,57 @@
 """The parts of a decoder in ONNX Runtime's own operators (domain com.microsoft).
 
-Another runtime's set of operators is another class with these methods; `decoder_graph.py` calls nothing else.
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from converters.decoder import Decoder, rope_tables
-from converters.onnx_graph import MICROSOFT, GraphWriter
+from converters.decoder_source import Matrix
+from converters.onnx_graph import MICROSOFT, OPSET, GraphWriter
 from converters.quantised_blocks import Blocks, Float
 
 Activations = Literal["float32", "int8"]
-Matrix = Blocks | NDArray[np.float32] | NDArray[np.float16]
 # MatMulNBits' accuracy_level: 1 computes in float32, 4 quantises the activations to int8 per block.
 ACCURACY_LEVEL = {"float32": 1, "int8": 4}
 
 
+@dataclass(frozen=True)
+class OnnxRuntimeForm:
+    """`activations`: float32 computes with the exact values of quantised weights, int8 also rounds what they are multiplied with."""
+
+    activations: Activations = "float32"
+    opset: int = OPSET
+
+
 class OnnxRuntimeOperators:
+    number: np.dtype[Any] = np.dtype(np.float32)
+
     def __init__(self, graph: GraphWriter, decoder: Decoder, activations: Activations) -> None:
         self._graph = graph
         self._decoder = decoder
         self._activations = activations
         self._cos, self._sin = rope_tables(decoder)
+
+    def open(self) -> None:
+        graph, decoder = self._graph, self._decoder
+        graph.input("input_ids", TensorProto.INT64, ["batch", "sequence"])
+        graph.input("seqlens_k", TensorProto.INT32, ["batch"])
+        graph.input("total_sequence_length", TensorProto.INT32, [])
+        graph.input("num_logits", TensorProto.INT64, [])
+        graph.output("logits", TensorProto.FLOAT, ["batch", "num_logits", decoder.vocabulary])
+        shape: list[str | int] = ["batch", decoder.kv_heads, "capacity", decoder.head_dim]
+        for layer in range(decoder.layers):
+            for part in ("key", "value"):
+                graph.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, shape)
+                graph.output(f"present.{layer}.{part}", TensorProto.FLOAT, shape)
 
     def embedding(self, ids: str, matrix: Matrix, output: str) -> str:
         """Rows of `matrix` [vocabulary, hidden] for ids [batch, sequence], dequantised after the gather."""
@@ -101,6 +124,16 @@ class OnnxRuntimeOperators:
             local_window_size=-1,
         )
         return output
+
+    def wanted(self, value: str) -> str:
+        graph = self._graph
+        length = graph.node("Shape", [value], "head.length", start=1, end=2)
+        start = graph.node("Sub", [length, "num_logits"], "head.start")
+        end, axis = graph.integers("head.end", np.iinfo(np.int64).max), graph.integers("head.axis", 1)
+        return graph.node("Slice", [value, start, end, axis], "head.input")
+
+    def head(self, value: str, matrix: Matrix) -> None:
+        self.linear(value, [matrix], "logits")
 
     def _matrix(self, value: str, matrix: Matrix, name: str) -> str:
         graph = self._graph

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from converters.decoder import decoder_from_gguf
+from converters.decoder_from_gguf import decoder_from_gguf
 from converters.decoder_session import DecoderSession
 from converters.gguf import read_gguf
 from converters.onnx_from_gguf import onnx_from_gguf
