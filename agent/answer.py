@@ -12,12 +12,17 @@ from models.tokenizer import Detokenizer, Tokenizer
 
 
 class Answer:
-    """One answer in the making. `is_stopped`: a stop string was met, what comes after it does not count."""
+    """One answer in the making. `is_stopped`: a stop string was met, what comes after it does not count.
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stops: Sequence[str]) -> None:
+    `context`: the tokens that the answer follows without a break, where it goes on with a begun text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stops: Sequence[str], context: Sequence[int] = ()) -> None:
         self.is_stopped = False
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
+        if context:
+            self._detokenizer.feed(context)
         self._matcher = StopMatcher(stops)
         self._prompt_tokens = prompt_tokens
         self._cached_tokens = 0

@@ -29,6 +29,7 @@ Found = TypeVar("Found")
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 1.0
+CONTEXT_TOKENS = 8  # of a begun text: enough to hold its last character and the mark before its last word
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,29 @@ class TextService:
         except ChatTemplateError as error:
             raise ServiceFailure("invalid", f"messages: {error}") from error
 
+    def continued_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], said: str) -> tuple[list[int], int]:
+        """The token ids of a conversation whose answer has begun with `said`, its turn still open; and how many of them are of `said`.
+
+        Spaces at the end of `said` are left out: models continue from a word and write the space themselves.
+        """
+        begun = self.chat_prompt(model, messages)
+        served = self._resolve(model)
+        if not said.strip() or served.template is None:
+            return begun, 0
+        tokens = _encode(served, served.template.render(messages) + said.rstrip(" \n"), special=False)
+        return tokens, len(tokens) - len(begun)
+
     def encode(self, model: str, text: str) -> list[int]:
         """The token ids of a plain text, with the opening mark if the model has one."""
         return _encode(self._resolve(model), text, special=True)
 
-    async def generate(self, model: str, prompt_tokens: Sequence[int], sampling: Sampling) -> AsyncGenerator[TextDelta, None]:
-        """Continue a prompt. The last delta has `finish` and `usage`. Close it when you stop early: that ends the work on it."""
+    async def generate(
+        self, model: str, prompt_tokens: Sequence[int], sampling: Sampling, continues: bool = False
+    ) -> AsyncGenerator[TextDelta, None]:
+        """Continue a prompt. The last delta has `finish` and `usage`. Close it when you stop early: that ends the work on it.
+
+        `continues`: the prompt ends inside a text, so the first piece keeps the space before its word.
+        """
         prompt = tuple(prompt_tokens)
         payload = _int32(prompt)
         ends_at_s = time.monotonic() + sampling.deadline_s
@@ -87,7 +105,7 @@ class TextService:
             reports = served.worker.stream(_generate(served, prompt, sampling, left_s), payload, left_s)
             return reports, await anext(reports)
 
-        answer = Answer(self._resolve(model).tokenizer, len(prompt), sampling.stop)
+        answer = Answer(self._resolve(model).tokenizer, len(prompt), sampling.stop, prompt[-CONTEXT_TOKENS:] if continues else ())
         reports, report = await self._persist(model, ends_at_s, begin)
         async with aclosing(reports):
             while isinstance(report, Tokens):
