@@ -11,7 +11,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, Optional, Union
 
 READ_BYTES = 1 << 20
 POLL_S = 0.1
@@ -62,7 +62,7 @@ def publish(temporary: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: Union[bytes, memoryview]) -> None:
     """Replace the content of a file: a reader sees the old or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=str(path.parent), prefix=f".{path.name}.")
