@@ -1,9 +1,9 @@
 """What every engine of causal language models shares: the facts in `generation.json` and the rules of a step.
 
-The tensors of a decoder stand in the first lines of `converters/decoder_graph.py`. In short, an engine of the standard form (TensorRT) gives
-`input_ids [B, S]`, `lengths [B]`, `logits_at [B, L]` and `past.{i}.key|value [B, P, kv_heads, head_dim]`, and takes `logits [B, L, vocabulary]`
-float32 and `new.{i}.key|value [B, S, kv_heads, head_dim]`: the cache of a slot is its tokens in order, so what is new is appended. Types are
-those the engine says, not those of the ONNX file it was built from.
+The tensors of a decoder stand in the first lines of `converters/decoder_graph.py`. In short, an engine of the standard form (TensorRT) takes
+`input_ids [B, S]`, `lengths [B]`, `logits_at [B, L]` and `past.{i}.key|value [B, P, kv_heads, head_dim]`, and gives float32
+`logits [B, L, vocabulary]` and `new.{i}.key|value [B, S, kv_heads, head_dim]`: the cache of a slot is its tokens in order, so what is new is
+appended. Types are those the engine says, not those of the ONNX file it was built from.
 """
 
 from __future__ import annotations
