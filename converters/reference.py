@@ -1,4 +1,4 @@
-"""A Llama-class decoder in plain numpy float32, straight from the GGUF: slow, clear, the yardstick of verification.
+"""A Llama-class decoder in plain numpy float32, straight from the weights: slow, clear, the yardstick of verification.
 
 It shares the file reader and the unpacking of blocks with the converter, but neither the graph nor the order of rows: RoPE turns the
 neighbouring pairs that llama.cpp stores, where the graph turns halves.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from converters.decoder import Decoder, rope_tables
-from converters.gguf import GgufFile
+from converters.decoder_source import DecoderSource
 from converters.quantised_blocks import Float
 
 
@@ -22,10 +22,10 @@ class ReferenceDecoder:
     had.
     """
 
-    def __init__(self, gguf: GgufFile, decoder: Decoder, holds_weights: bool = True) -> None:
+    def __init__(self, source: DecoderSource, decoder: Decoder, holds_weights: bool = True) -> None:
         self.decoder = decoder
-        self._gguf = gguf
-        self._held = {name: gguf.float32(name) for name in gguf.tensors} if holds_weights else {}
+        self._source = source
+        self._held: dict[str, Float] = {name: source.float32(name) for name in source.tensors} if holds_weights else {}
         self._cos, self._sin = rope_tables(decoder)
         self.clear()
 
@@ -59,7 +59,7 @@ class ReferenceDecoder:
 
     def _weight(self, name: str) -> Float:
         held = self._held.get(name)
-        return self._gguf.float32(name) if held is None else held
+        return self._source.float32(name) if held is None else held
 
     def _norm(self, value: Float, name: str) -> Float:
         mean = np.mean(value * value, axis=-1, keepdims=True)
@@ -70,7 +70,7 @@ class ReferenceDecoder:
         """[tokens, heads, head_dim]"""
         projected: Float = value @ self._weight(f"blk.{layer}.attn_{part}.weight").T
         bias = f"blk.{layer}.attn_{part}.bias"
-        if bias in self._gguf.tensors:
+        if bias in self._source.tensors:
             projected = projected + self._weight(bias)
         projected = projected.reshape(len(value), heads, self.decoder.head_dim)
         if part != "v" and self.decoder.normalises_heads:

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from converters.errors import ConversionError, unsupported
 from converters.gguf import GgufFile
+from converters.vocabulary import TURN_ENDS, Vocabulary
 
 _CONTROL, _USER_DEFINED = 3, 4
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -45,21 +46,6 @@ SPLITTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokenizer and the ids that generation needs to know."""
-
-    tokenizer: Tokenizer
-    size: int
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    add_bos: bool
-
-
-# Tokens that end a turn in known chat formats, whatever the metadata call end of sequence.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>")
-
-
 def vocabulary_from_gguf(gguf: GgufFile) -> Vocabulary:
     """Raises ConversionError for a vocabulary that is damaged or of a kind that is not read here."""
     kind = gguf.text("tokenizer.ggml.model")
@@ -77,12 +63,13 @@ def vocabulary_from_gguf(gguf: GgufFile) -> Vocabulary:
     # Ids stay as they are: every mark is in the vocabulary already.
     tokenizer.add_tokens([AddedToken(token, special=mark == _CONTROL, normalized=False) for token, mark in marks])
     controls = {token for token, mark in marks if mark == _CONTROL}
-    ends = {_special_id(gguf, "eos", len(tokens)), _special_id(gguf, "eot", len(tokens))}
-    ends |= {tokens.index(token) for token in _TURN_ENDS if token in controls}
+    ends = {_special_id(gguf, name, len(tokens)) for name in ("eos", "eot", "eom")}
+    ends |= {tokens.index(token) for token in TURN_ENDS if token in controls}
     return Vocabulary(
         tokenizer=tokenizer,
         size=len(tokens),
         bos_id=_special_id(gguf, "bos", len(tokens)),
+        eos_id=_special_id(gguf, "eos", len(tokens)),
         eos_ids=tuple(sorted(token for token in ends if token is not None)),
         add_bos=gguf.flag("tokenizer.ggml.add_bos_token", adds_bos),
     )
