@@ -43,6 +43,33 @@ def check_contract(model: Any, manifest: Stateless) -> None:
             raise _broken(manifest.name, f"its output {name!r} is {_type_name(given[name])}, not {_type_names(allowed)}")
 
 
+def fix_shapes(model: Any, manifest: Stateless) -> None:
+    """Write into the model's inputs what the manifest fixes: height and width where pictures are stretched, a batch of one where more is
+    never asked. Raises ConversionError where the graph is fixed to something else."""
+    if not isinstance(manifest, DetectionManifest):
+        return
+    facts = manifest.detection
+    sides = [facts.height, facts.width] if facts.resize == "stretch" else [0, 0]
+    rows = 1 if manifest.build.batch_max == 1 else 0
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        wanted = {"orig_target_sizes": [rows, 2], "pixel_mask": [rows, 0, 0]}.get(value.name, [rows, 3, *sides])
+        dimensions = value.type.tensor_type.shape.dim
+        if value.name in weights or len(dimensions) != len(wanted):
+            continue
+        for dimension, size in zip(dimensions, wanted, strict=True):
+            if size and dimension.dim_value not in (0, size):
+                raise _broken(manifest.name, f"its input {value.name!r} has {dimension.dim_value} where {size} is needed")
+            if size:
+                dimension.dim_value = size
+    # What was said of the shapes of outputs and in between may name what is a number now.
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.HasField("dim_param"):
+                dimension.Clear()
+
+
 def _expected(manifest: Stateless) -> tuple[_Types, _Types, _Types]:
     """Required inputs, optional inputs, required outputs."""
     if isinstance(manifest, DetectionManifest):

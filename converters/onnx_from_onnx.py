@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,10 +14,13 @@ import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
 from converters.errors import ConversionError, unsupported
-from converters.graph_contract import Stateless, check_contract
+from converters.graph import opset_of, read_graph, require_standard, save_graph
+from converters.graph_contract import Stateless, check_contract, fix_shapes
+from converters.plain_from_quantised import is_quantised, plain_from_quantised
+from converters.written_out import write_out
 
 # Part of the engine key: raise it with every change that changes what is written.
-VERSION = 1
+VERSION = 2
 MAX_GRAPH_BYTES = (2 << 30) - 1
 MIN_OPSET = 7
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
@@ -25,7 +29,40 @@ MAX_GROWTH = 1.2
 # Larger models get their weights in a file of their own, which the runtime maps; a graph alone must stay below 2 GiB.
 EXTERNAL_FROM_BYTES = 1 << 28
 
+# Newest operator set that a parser reads, by the major version of TensorRT: 8.5 and 8.6 end with JetPack 5 and 6.0.
+# https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/operators-and-opset-guide.html
+OPSETS = {8: 17, 9: 19, 10: 20, 11: 25}
+RTX_OPSET = 25
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GraphTarget:
+    """Who reads the written graph.
+
+    is_standard  only ONNX's own operators, shapes fixed as far as the manifest allows, weights dequantised: for TensorRT. Else with the
+                 fused operators of ONNX Runtime.
+    opset_max    newest operator set it reads; 0: whatever ONNX Runtime reads
+    writes_out   operators that it has not or gets wrong, to be written out in simpler ones
+    """
+
+    is_standard: bool = False
+    opset_max: int = 0
+    writes_out: frozenset[str] = frozenset()
+
+
+ONNXRUNTIME = GraphTarget()
+
+
+def tensorrt_target(module: str, version: str) -> GraphTarget:
+    """The target of the module `tensorrt` or `tensorrt_rtx` in a version such as 8.5.2.2."""
+    major = int(version.split(".")[0]) if version[:1].isdigit() else 0
+    if module == "tensorrt_rtx":
+        return GraphTarget(is_standard=True, opset_max=RTX_OPSET)
+    newest = max(OPSETS.values()) if major > max(OPSETS) else OPSETS.get(major, min(OPSETS.values()))
+    # 8.5 has no LayerNormalization, and 8.6 gets that of opset 17 wrong on some devices (NVIDIA/TensorRT#3656, #3657).
+    return GraphTarget(is_standard=True, opset_max=newest, writes_out=frozenset({"LayerNormalization"} if major < 9 else ()))
 
 
 def onnx_from_onnx(
@@ -34,21 +71,36 @@ def onnx_from_onnx(
     scratch: Path,
     folder: Path,
     manifest: Stateless,
+    target: GraphTarget = ONNXRUNTIME,
 ) -> Path:
     """Write `folder`/model.onnx; returns the source as laid out in `scratch`, under its own names, to compare with.
 
     `external`: files that the model may refer to, by name. Raises ConversionError.
     """
     used = check_model(source, external, manifest)
+    _lay_out(source, external, used, scratch)
+    if target.is_standard:
+        _write_standard(scratch / "model.onnx", folder / "model.onnx", manifest, target)
+    else:
+        _write_fused(source, external, used, scratch, folder)
+    return scratch / "model.onnx"
+
+
+def _lay_out(source: Path, external: Mapping[str, Path], used: set[str], scratch: Path) -> None:
     # Copies: of links, soft or hard, the checker takes neither.
     shutil.copyfile(source, scratch / "model.onnx")
     for name in used:
         shutil.copyfile(external[name], scratch / name)
     _run_checker(scratch / "model.onnx", source.name)
+
+
+def _write_fused(source: Path, external: Mapping[str, Path], used: set[str], scratch: Path, folder: Path) -> None:
     target = folder / "model.onnx"
     size = sum(path.stat().st_size for path in scratch.iterdir())
     # What lay outside the graph stays outside; without this the written graph would point to where the source's weights lie.
-    _optimise(scratch / "model.onnx", target, writes_external=bool(used) or size > EXTERNAL_FROM_BYTES)
+    # The levels above bind a graph to the instruction set of the machine that wrote it.
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    _optimise(scratch / "model.onnx", target, level, writes_external=bool(used) or size > EXTERNAL_FROM_BYTES)
     written = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
     if written > size * MAX_GROWTH + (1 << 20):
         log.info("optimised graph is %d bytes against %d; the source's own graph is kept", written, size)
@@ -57,7 +109,34 @@ def onnx_from_onnx(
         shutil.copyfile(source, target)
         for name in used:
             shutil.copyfile(external[name], folder / name)
-    return scratch / "model.onnx"
+
+
+def _write_standard(source: Path, target: Path, manifest: Stateless, reader: GraphTarget) -> None:
+    """Constants folded, dead parts gone, weights as floats; nothing that only ONNX Runtime knows."""
+    model = onnx.load(str(source), load_external_data=False)
+    opset = opset_of(model)
+    if reader.opset_max and opset > reader.opset_max:
+        raise unsupported(
+            f"the model of {manifest.name} has opset {opset}; the TensorRT here reads up to {reader.opset_max} "
+            f"(8.5 and 8.6 of JetPack 5 and 6.0: 17): export it again with an opset of at most {reader.opset_max}"
+        )
+    fix_shapes(model, manifest)
+    # In the source's folder, whose external weights it shares.
+    fixed, folded = source.with_name("fixed.onnx"), source.with_name("folded.onnx")
+    fixed.write_bytes(model.SerializeToString())
+    if is_quantised(model):
+        plain_from_quantised(fixed, fixed)
+    size = sum(path.stat().st_size for path in source.parent.iterdir())
+    # A product and its bias as one Gemm between two reshapes gives TensorRT nothing.
+    level, without = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC, ["MatMulAddFusion"]
+    _optimise(fixed, folded, level, writes_external=size > EXTERNAL_FROM_BYTES, without=without)
+    graph = read_graph(folded)
+    require_standard(graph.model, "TensorRT")
+    write_out(graph, reader.writes_out)
+    graph.drop_unused()
+    save_graph(graph.model, target)
+    for path in source.parent.glob("f*ed.onnx*"):
+        path.unlink()
 
 
 def check_model(source: Path, external: Mapping[str, Path], manifest: Stateless) -> set[str]:
@@ -131,15 +210,14 @@ def _run_checker(path: Path, name: str) -> None:
         raise ConversionError(f"{name} does not pass the ONNX checker: {error}") from error
 
 
-def _optimise(source: Path, target: Path, writes_external: bool) -> None:
+def _optimise(source: Path, target: Path, level: object, writes_external: bool, without: Sequence[str] = ()) -> None:
     options = onnxruntime.SessionOptions()
-    # The levels above bind a graph to the instruction set of the machine that wrote it.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.graph_optimization_level = level
     options.optimized_model_filepath = str(target)
     options.intra_op_num_threads = 1
     if writes_external:
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
     try:
-        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without))
     except Exception as error:  # ONNX Runtime's exceptions share no parent
         raise ConversionError(f"ONNX Runtime cannot load the model: {error}", "unsupported") from error

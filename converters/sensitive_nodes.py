@@ -57,11 +57,13 @@ def sensitive_nodes(graph: Graph, patterns: Sequence[str] = (), with_attention: 
     for node in graph.nodes:
         if node.op_type in _STATISTICS:
             kept |= _around_statistic(graph, node)
+    ends = frozenset(kept)
+    for node in graph.nodes:
         for index in _ROOTS.get(node.op_type, ()):
-            kept |= _chain_before(graph, node.input[index : index + 1])
+            kept |= _chain_before(graph, node.input[index : index + 1], ends)
         if node.op_type == "Cast" and _is_integer_cast(node):
-            kept |= _chain_before(graph, node.input)
-    kept |= _chain_before(graph, graph.output_names)
+            kept |= _chain_before(graph, node.input, ends)
+    kept |= _chain_before(graph, graph.output_names, ends)
     return kept | attention_nodes(graph) if with_attention else kept
 
 
@@ -101,15 +103,16 @@ def _walk(graph: Graph, starts: Sequence[Any], backwards: bool) -> list[Any]:
     return list(found.values())
 
 
-def _chain_before(graph: Graph, names: Iterable[str]) -> set[str]:
-    """Elementwise and moving nodes that a value is made by, back to the first that computes otherwise."""
+def _chain_before(graph: Graph, names: Iterable[str], ends: frozenset[str]) -> set[str]:
+    """Elementwise and moving nodes that a value is made by, back to the first that computes otherwise or is a normalisation's: over those
+    written out, the chain would follow the residuals through the whole network."""
     chain: set[str] = set()
     pending = list(names)
     while pending:
         node = graph.producer.get(pending.pop())
         if node is not None and node.name not in chain and node.op_type in _ELEMENTWISE | MOVERS:
             chain.add(node.name)
-            pending.extend(node.input)
+            pending.extend(() if node.name in ends else node.input)
     return chain
 
 
@@ -130,7 +133,7 @@ def _has_delicate_scalar(graph: Graph, node: Any) -> bool:
             continue
         values = graph.value(name)
         value = float("nan") if values is None else float(values.reshape(-1)[0])
-        if 0 < abs(value) <= HALF_TINY or (value != 1 and np.float16(min(value, HALF_MAX)) == 1):
+        if 0 < abs(value) <= HALF_TINY or (value != 1 and abs(value) < 2 and np.float16(value) == 1):
             return True
     return False
 
