@@ -1,4 +1,4 @@
-"""One build from request to published engine: convert, verify, publish; nothing of it is visible before it is whole.
+"""One build from request to published engine: convert, compare, publish; nothing of it is visible before it is whole.
 
 Always run in a process of its own (`converters/__main__.py`): a build takes long, eats memory, and reads files that nobody vouches for.
 """
@@ -8,32 +8,49 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnxruntime
-
-from converters import onnx_from_gguf, onnx_from_onnx
+from converters import decoder_line, stateless_line
+from converters.calibration_digest import calibration_digest
 from converters.decoder_graph import Progress
 from converters.errors import ConversionError, unsupported
-from converters.graph_contract import Stateless
+from converters.gate_inputs import calibration_of
+from converters.ladder import Place, Step, asked_precision, ladder, share_of
+from converters.line import Job, Kind, Line
+from converters.memory import require_memory, workspace_bytes
+from converters.place import place_of
 from converters.request import BuildRequest
-from converters.verdict import Verdict, versions
-from converters.verify_generation import verify_generation
-from converters.verify_onnx import open_result, open_source, verify_detection, verify_encoder
+from converters.verdict import Attempt, Status, Verdict, versions
 from models.durable import sha256_of
 from models.engine_record import EngineKey, StoredEngine
-from models.manifest import DetectionManifest, GenerationManifest, manifest_digest
+from models.engines import EngineError
+from models.engines.onnx import available_bytes
+from models.manifest import GenerationManifest, manifest_digest
 from models.store import Store, open_store
 
 # Another process may be building the same engine; its result is then ours.
 BUILD_WAIT_S = 3600.0
-MAX_TOKENIZER_BYTES = 64 << 20
+# The attempts take this part of a build's time, in fractions of the whole.
+FIRST, LAST = 0.02, 0.96
 
 log = logging.getLogger(__name__)
 
 Report = Callable[[str, float, str], None]
+Kinds = Mapping[tuple[str, str], Kind]
+
+_STATELESS = Kind(stateless_line.StatelessLine, stateless_line.converters, copies=5.0)
+KINDS: Kinds = {
+    ("gguf", "generation"): Kind(decoder_line.DecoderLine, decoder_line.converters, copies=1.5),
+    ("onnx", "embedding"): _STATELESS,
+    ("onnx", "classification"): _STATELESS,
+    ("onnx", "detection"): _STATELESS,
+}
+# What is wrong with the source or with this machine is wrong at every precision; anything else ends one step of the ladder.
+ENDS_THE_LADDER = frozenset(
+    ("bad_request", "no_memory", "no_space", "no_device", "no_profile", "parse", "unsupported_operator", "cancelled")
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class Built:
     seconds: float
 
 
-def build(request: BuildRequest, report: Report) -> Built:
+def build(request: BuildRequest, report: Report, kinds: Kinds = KINDS) -> Built:
     """The engine of a request, built unless the store has it. `report` gets phase, fraction of the whole build, message.
 
     Raises ConversionError, StoreError, OSError.
@@ -51,104 +68,155 @@ def build(request: BuildRequest, report: Report) -> Built:
     start = time.monotonic()
     store = open_store(request.store)
     report("read", 0.0, f"sources of {request.manifest.name}")
-    key = engine_key(request, store)
+    kind = _kind(request, kinds)
+    place = place_of(request.options)
+    steps = _steps(request, place)
+    key = engine_key(request, store, kind, place, steps[0])
     with store.lock(f"build-{key.digest()}", BUILD_WAIT_S):
         engine = store.find_engine(key)
         is_reused = engine is not None
         if engine is None:
-            engine = _build(request, key, store, report)
+            engine = _build(request, kind, place, steps, key, store, report)
+        elif not engine.record.verdict.get("passed") and not request.options.accept_unverified:
+            raise _not_verified(request.manifest.name, str(engine.record.verdict.get("reason")), engine.record.verdict)
     report("done", 1.0, str(engine.folder))
     return Built(engine, is_reused, round(time.monotonic() - start, 3))
 
 
-def engine_key(request: BuildRequest, store: Store) -> EngineKey:
-    """Everything that the result depends on. Reads the sources, except blobs of the store, whose names are their digests."""
-    manifest = request.manifest
+def engine_key(request: BuildRequest, store: Store, kind: Kind, place: Place, first: Step) -> EngineKey:
+    """Everything that the result depends on. `precision` is where the ladder begins: where it ended is the verdict's to say.
+
+    Reads the sources, except blobs of the store, whose names are their digests.
+    """
     blobs = store.blob_path("0").parent
-    converter = _CONVERTERS.get((manifest.format, manifest.task))
-    if converter is None:
-        known = ", ".join(f"{source} for {task}" for source, task in _CONVERTERS)
-        raise unsupported(f"{manifest.name}: {manifest.format} for {manifest.task} is not converted here; supported are {known}")
+    calibration = calibration_of(request)
+    options = {"l4t": place.l4t, "calibration": "" if calibration is None else calibration_digest(calibration)}
     return EngineKey(
-        model=manifest.name,
-        manifest=manifest_digest(manifest),
+        model=request.manifest.name,
+        manifest=manifest_digest(request.manifest),
         sources={role: path.name if path.parent == blobs else sha256_of(path) for role, path in request.sources.items()},
-        converter=converter,
-        runtime="onnxruntime",
-        runtime_version=onnxruntime.__version__,
-        device="cpu",
-        precision=manifest.generation.activations if isinstance(manifest, GenerationManifest) else "float32",
+        converter=kind.converters(place),
+        runtime=place.runtime,
+        runtime_version=place.version,
+        device=place.device,
+        precision=first.precision,
+        options={name: value for name, value in options.items() if value},
     )
 
 
-_CONVERTERS = {
-    ("gguf", "generation"): f"onnx_from_gguf/{onnx_from_gguf.VERSION}",
-    ("onnx", "embedding"): f"onnx_from_onnx/{onnx_from_onnx.VERSION}",
-    ("onnx", "classification"): f"onnx_from_onnx/{onnx_from_onnx.VERSION}",
-    ("onnx", "detection"): f"onnx_from_onnx/{onnx_from_onnx.VERSION}",
-}
+def _kind(request: BuildRequest, kinds: Kinds) -> Kind:
+    manifest = request.manifest
+    kind = kinds.get((manifest.format, manifest.task))
+    if kind is None:
+        known = ", ".join(f"{source} for {task}" for source, task in kinds)
+        raise unsupported(f"{manifest.name}: {manifest.format} for {manifest.task} is not converted here; supported are {known}")
+    return kind
 
 
-def _build(request: BuildRequest, key: EngineKey, store: Store, report: Report) -> StoredEngine:
+def _steps(request: BuildRequest, place: Place) -> tuple[Step, ...]:
+    manifest = request.manifest
+    activations = manifest.generation.activations if isinstance(manifest, GenerationManifest) else "float32"
+    first = asked_precision(place, manifest.task, request.options.precision, manifest.build.precision, activations)
+    if not place.can_run_here and not request.options.accept_unverified:
+        raise ConversionError(
+            f"{manifest.name}: an engine of {place.runtime} {place.version} cannot run here ({place.reason or 'no device'}), "
+            "so it cannot be proven to be the model; build it where it will run, or say accept_unverified",
+            "not_verified",
+        )
+    return ladder(place, first, manifest.task)
+
+
+def _build(
+    request: BuildRequest, kind: Kind, place: Place, steps: tuple[Step, ...], key: EngineKey, store: Store, report: Report
+) -> StoredEngine:
+    name = request.manifest.name
     size = sum(path.stat().st_size for path in request.sources.values())
-    # A copy to compare with, the result, and what the result may be larger.
-    store.require_space(3 * size, f"converting {request.manifest.name}")
+    # A copy to compare with, the result and its forerunners, and what they may be larger.
+    store.require_space((4 if place.is_tensorrt else 3) * size, f"converting {name}")
+    free = available_bytes()
+    require_memory(name, size, kind.copies, free)
     with store.temporary() as temporary:
         folder, scratch = temporary / "engine", temporary / "scratch"
-        folder.mkdir()
         scratch.mkdir()
-        manifest = request.manifest
-        if isinstance(manifest, GenerationManifest):
-            verdict = _decoder(request, manifest, folder, report)
-        else:
-            verdict = _stateless(request, manifest, folder, scratch, report)
+        timing_cache = store.root / "timing" / f"{place.runtime}.cache"
+        line = kind.open(Job(request, place, scratch, timing_cache, workspace_bytes(free, request.options.workspace_share)))
+        verdict = Verdict(request.manifest.task, steps[0].precision, tuple(_walk(line, place, steps, folder, report)))
         if not verdict.passed:
-            raise ConversionError(
-                f"{request.manifest.name}: the result is not the model it was made from: {verdict.reason}; "
-                "nothing was published: report this with the file's sha256, or widen the tolerance in its manifest",
-                "not_the_same_model",
-            )
-        report("publish", 0.95, f"{sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
-        engine = store.publish_engine(key, folder, verdict.to_json(), versions())
-    log.info("built %s in %s", request.manifest.name, engine.folder)
+            _refuse_or_accept(request, verdict)
+        report("publish", LAST, f"{sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
+        tools = versions() if not place.is_tensorrt else {**versions(), place.runtime: place.version}
+        engine = store.publish_engine(key, folder, verdict.to_json(), tools)
+    log.info("built %s in %s", name, engine.folder)
     return engine
 
 
-def _decoder(request: BuildRequest, manifest: GenerationManifest, folder: Path, report: Report) -> Verdict:
-    facts = manifest.generation
-    gguf, decoder = onnx_from_gguf.onnx_from_gguf(
-        request.model, folder, facts.activations, _part(report, "convert", 0.0, 0.4), facts.context_tokens
+def _walk(line: Line, place: Place, steps: tuple[Step, ...], folder: Path, report: Report) -> list[Attempt]:
+    """The attempts down to the first that need not be followed by another; `folder` holds the engine of the last."""
+    attempts: list[Attempt] = []
+    for index, step in enumerate(steps):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        begin, end = (FIRST + (LAST - FIRST) * share for share in share_of(index, len(steps)))
+        try:
+            attempt = _attempt(line, place, step, folder, begin, end, report)
+        except ConversionError as error:
+            if error.code in ENDS_THE_LADDER or step == steps[-1]:
+                raise
+            attempt = Attempt(step.name, "failed", str(error), {}, {}, 0, 0.0)
+        attempts.append(attempt)
+        if attempt.status != "failed":
+            break
+        log.warning("%s is refused: %s", step.name, attempt.reason)
+    return attempts
+
+
+def _attempt(line: Line, place: Place, step: Step, folder: Path, begin: float, end: float, report: Report) -> Attempt:
+    start = time.monotonic()
+    # A plan takes minutes to build, a graph is written in seconds and then compared.
+    between = begin + (end - begin) * (0.8 if place.is_tensorrt else 0.4)
+    notes = line.convert(step, folder, _part(report, "convert", step, begin, between))
+    if not place.can_run_here:
+        reason = f"not run: {place.reason or 'no device here can run it'}"
+        return Attempt(step.name, "not run", reason, {}, {}, 0, round(time.monotonic() - start, 3), notes=notes)
+    try:
+        found = line.compare(step, folder, _part(report, "verify", step, between, end))
+    except EngineError as error:
+        return Attempt(step.name, "failed", str(error), {}, {}, 0, round(time.monotonic() - start, 3), notes=notes)
+    worst = None
+    if not found.passed:
+        report("verify", round(end, 4), f"{step.name}: {found.reason}; looking for the tensor")
+        worst = line.worst(step)
+    reason = found.reason if worst is None else f"{found.reason}; first at {worst.name} ({worst.operator})"
+    seconds = round(time.monotonic() - start, 3)
+    status: Status = "passed" if found.passed else "failed"
+    return Attempt(step.name, status, reason, found.figures, found.tolerance, found.inputs, seconds, worst, notes)
+
+
+def _refuse_or_accept(request: BuildRequest, verdict: Verdict) -> None:
+    name = request.manifest.name
+    if request.options.accept_unverified:
+        log.warning("%s is published although it is not proven to be the model: %s", name, verdict.last.reason)
+        return
+    tried = "; ".join(f"{attempt.precision}: {attempt.reason}" for attempt in verdict.attempts)
+    raise ConversionError(
+        f"{name}: the result is not the model it was made from: {tried}; nothing was published: report this with the file's sha256, "
+        "or widen the tolerance in its manifest",
+        "not_the_same_model",
+        verdict.to_json(),
     )
-    _beside(request, folder)
-    progress = _part(report, "verify", 0.4, 0.95)
-    return verify_generation(gguf, decoder, folder, facts.activations, facts.mean_kl, request.options.threads, progress)
 
 
-def _stateless(request: BuildRequest, manifest: Stateless, folder: Path, scratch: Path, report: Report) -> Verdict:
-    report("convert", 0.1, "check and optimise the graph")
-    source = onnx_from_onnx.onnx_from_onnx(request.model, request.companions, scratch, folder, manifest)
-    _beside(request, folder)
-    report("verify", 0.4, "the same inputs through source and result")
-    threads = request.options.threads
-    original, result = open_source(source, threads), open_result(folder / "model.onnx", threads)
-    if isinstance(manifest, DetectionManifest):
-        return verify_detection(manifest, original, result)
-    tokenizer = folder / "tokenizer.json"
-    return verify_encoder(manifest, original, result, tokenizer if tokenizer.exists() else None)
+def _not_verified(name: str, reason: str, verdict: Mapping[str, object]) -> ConversionError:
+    return ConversionError(
+        f"{name}: the store has this engine, but it is not proven to be the model: {reason}; "
+        f"say accept_unverified, or remove it (`hotspare models rm {name}`) and build again",
+        "not_verified",
+        verdict,
+    )
 
 
-# Roles that go into the engine's folder as they are; a file from the manifest wins over one from the GGUF.
-_BESIDE = {"tokenizer": "tokenizer.json", "chat_template": "chat_template.jinja"}
+def _part(report: Report, phase: str, step: Step, start: float, end: float) -> Progress:
+    def tell(fraction: float, message: str) -> None:
+        report(phase, round(start + (end - start) * min(max(fraction, 0.0), 1.0), 4), f"{step.name}: {message}")
 
-
-def _beside(request: BuildRequest, folder: Path) -> None:
-    for role, name in _BESIDE.items():
-        if role in request.sources:
-            size = request.sources[role].stat().st_size
-            if size > MAX_TOKENIZER_BYTES:
-                raise ConversionError(f"files.{role} of {request.manifest.name} has {size} bytes, more than {MAX_TOKENIZER_BYTES}")
-            shutil.copyfile(request.sources[role], folder / name)
-
-
-def _part(report: Report, phase: str, start: float, end: float) -> Progress:
-    return lambda fraction, message: report(phase, round(start + (end - start) * fraction, 4), message)
+    return tell

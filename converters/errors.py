@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ConversionError(Exception):
     """An artefact cannot be converted. The message says what was found, with which value, and what to do.
 
-    `code` is stable; `converters/__main__.py` lists all that a build may end with.
+    `code` is stable; `converters/__main__.py` lists all that a build may end with. `verdict`: what was measured, if that is the reason.
     """
 
-    def __init__(self, message: str, code: str = "bad_file") -> None:
+    def __init__(self, message: str, code: str = "bad_file", verdict: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.verdict = verdict
 
 
 def unsupported(message: str) -> ConversionError:

@@ -20,6 +20,7 @@ Target = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 MAX_BYTES = 4 << 20
 MAX_THREADS = 64
 MAX_TIMEOUT_S = 86_400.0
+MAX_SHARE = 0.9
 TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 MODEL_ROLE = "model"
 FILE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -34,6 +35,7 @@ class BuildOptions:
     python             the interpreter that has TensorRT, that of the worker
     calibration        folder of pictures or text file: inputs of the gate, and where int8 ranges come from; None: what the manifest says
     accept_unverified  publish what the gate refused or could not run, marked as such
+    workspace_share    of the memory that is free when the build begins, for TensorRT to try kernels in
     threads            of the runtime while verifying
     nice               added to the niceness of the build and of its children
     timeout_s          the whole build; then it is ended and leaves nothing behind
@@ -44,6 +46,7 @@ class BuildOptions:
     python: Path = Path(sys.executable)
     calibration: Path | None = None
     accept_unverified: bool = False
+    workspace_share: float = 0.5
     threads: int = 2
     nice: int = 10
     timeout_s: float = 7200.0
@@ -139,6 +142,12 @@ def _seconds(value: object, name: str) -> float:
     return float(value)
 
 
+def _share(value: object, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= MAX_SHARE:
+        raise _bad(f"{name} is {value!r}, must be above 0 and at most {MAX_SHARE}")
+    return float(value)
+
+
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
         raise _bad(f"{name} is {value!r}, must be true or false")
@@ -167,6 +176,7 @@ _OPTIONS: dict[str, Callable[[object, str], object]] = {
     "python": _program,
     "calibration": _inputs,
     "accept_unverified": _flag,
+    "workspace_share": _share,
     "threads": _integer(1, MAX_THREADS),
     "nice": _integer(0, 19),
     "timeout_s": _seconds,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ from tokenizers import Tokenizer
 from converters.decoder import Decoder
 from converters.decoder_graph import Progress
 from converters.decoder_session import DecoderSession
-from converters.gguf import GgufFile
+from converters.decoder_source import DecoderSource
+from converters.gate_inputs import SENTENCES
 from converters.onnxruntime_operators import Activations
 from converters.quantised_blocks import Float
 from converters.reference import ReferenceDecoder
-from converters.verdict import Verdict, decide
+from converters.verdict import Comparison, decide
 from models.engines.onnx import available_bytes
 
 # With float32 activations the graph computes the same sums in another order; more than this is a defect of the graph, not rounding.
@@ -45,43 +48,58 @@ the lamp. Everything else can wait until morning.
 
 
 def verify_generation(
-    gguf: GgufFile, decoder: Decoder, folder: Path, activations: Activations, mean_kl: float, threads: int, progress: Progress
-) -> Verdict:
+    gguf: DecoderSource, decoder: Decoder, folder: Path, activations: Activations, mean_kl: float, threads: int, progress: Progress
+) -> Comparison:
     """Compare all positions of one text, and greedy answers to three prompts."""
     start = time.monotonic()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     longest = max(decoder.context_tokens - GREEDY_TOKENS, 2)
-    sequences = [[min(token, decoder.vocabulary - 1) for token in tokenizer.encode(text).ids[:longest]] for text in (TEXT, *PROMPTS)]
-    capacity = max(map(len, sequences)) + GREEDY_TOKENS
+
+    def encoded(texts: Sequence[str]) -> list[list[int]]:
+        return [[min(token, decoder.vocabulary - 1) for token in tokenizer.encode(text).ids[:longest]] for text in texts]
+
+    texts, prompts = encoded((TEXT, *SENTENCES)), encoded(PROMPTS)
+    texts = [text for text in texts if len(text) > 1]
+    capacity = max(map(len, (*texts, *prompts))) + GREEDY_TOKENS
     session = DecoderSession(folder, decoder, capacity=capacity, threads=threads)
     reference = ReferenceDecoder(gguf, decoder, holds_weights=_fits(gguf))
-    text, prompts = sequences[0], sequences[1:]
-    progress(0.0, f"reference over {len(text)} tokens")
-    figures = _compare(reference.step(text), session.step([text], [0], len(text))[0], text)
+
+    def logits() -> Iterator[tuple[Float, Float]]:
+        for index, text in enumerate(texts):
+            progress(0.7 * index / len(texts), f"reference over {len(text)} tokens")
+            reference.clear()
+            yield reference.step(text), session.step([text], [0], len(text))[0]
+
+    figures = _compare(logits(), texts)
     agreed = 0
     for index, prompt in enumerate(prompts):
-        progress((index + 1) / (len(prompts) + 1), f"greedy answer {index + 1} of {len(prompts)}")
+        progress(0.7 + 0.3 * index / len(prompts), f"greedy answer {index + 1} of {len(prompts)}")
         agreed += _greedy_agreement(session, reference, prompt)
     figures["greedy_agreement"] = agreed / (len(prompts) * GREEDY_TOKENS)
     tolerance = {"mean_kl": mean_kl}
     if activations == "float32":
         tolerance = {"mean_kl": min(mean_kl, FLOAT32_MEAN_KL), "greedy_agreement": 1.0}
     reason = decide(figures, tolerance)
-    return Verdict(not reason, "generation", figures, tolerance, len(sequences), round(time.monotonic() - start, 3), reason)
+    return Comparison(figures, tolerance, len(texts) + len(prompts), round(time.monotonic() - start, 3), reason)
 
 
-def _compare(source: Float, result: Float, tokens: list[int]) -> dict[str, float]:
-    expected, found = _log_softmax(source), _log_softmax(result)
-    # With a value that is not a number every figure becomes one, which no tolerance lets pass.
-    divergence = np.sum(np.exp(expected) * (expected - found), axis=-1)
-    following = np.array(tokens[1:], np.int64)
-    places = np.arange(len(following))
+def _compare(pairs: Iterable[tuple[Float, Float]], texts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Figures over all positions of all texts; `pairs`: logits of source and result [tokens, vocabulary]."""
+    divergence, agrees, surprise = [], [], []
+    for (source, result), tokens in zip(pairs, texts, strict=True):
+        expected, found = _log_softmax(source), _log_softmax(result)
+        # With a value that is not a number every figure becomes one, which no tolerance lets pass.
+        divergence.append(np.sum(np.exp(expected) * (expected - found), axis=-1))
+        agrees.append(source.argmax(axis=-1) == result.argmax(axis=-1))
+        following, places = np.array(tokens[1:], np.int64), np.arange(len(tokens) - 1)
+        surprise.append(np.stack([-expected[places, following], -found[places, following]]))
+    kl, perplexity = np.concatenate(divergence), np.exp(np.concatenate(surprise, axis=1).mean(axis=1))
     return {
-        "mean_kl": float(divergence.mean()),
-        "max_kl": float(divergence.max()),
-        "top1_agreement": float(np.mean(source.argmax(axis=-1) == result.argmax(axis=-1))),
-        "perplexity_source": float(np.exp(-expected[places, following].mean())),
-        "perplexity_result": float(np.exp(-found[places, following].mean())),
+        "mean_kl": float(kl.mean()),
+        "max_kl": float(kl.max()),
+        "top1_agreement": float(np.mean(np.concatenate(agrees))),
+        "perplexity_source": float(perplexity[0]),
+        "perplexity_result": float(perplexity[1]),
     }
 
 
@@ -104,8 +122,7 @@ def _log_softmax(logits: Float) -> NDArray[np.float64]:
     return normed
 
 
-def _fits(gguf: GgufFile) -> bool:
+def _fits(source: DecoderSource) -> bool:
     """Whether all weights in float32 take at most half of the free memory."""
     free = available_bytes()
-    needed = 4 * sum(tensor.size_bytes // tensor.layout.bytes * tensor.layout.values for tensor in gguf.tensors.values())
-    return free is None or needed <= free // 2
+    return free is None or sum(4 * math.prod(source.shape(name)) for name in source.tensors) <= free // 2

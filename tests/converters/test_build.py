@@ -48,7 +48,7 @@ def test_a_decoder_is_built_verified_published_and_reused(tmp_path: Path, tiny: 
     assert {line["phase"] for line in lines[:-1]} == {"read", "convert", "verify", "publish", "done"}
     engine = read_engine(Path(result["folder"]))
     assert engine is not None
-    assert engine.record.key.precision == "float32"
+    assert engine.record.key.precision == "fp32"
     assert set(engine.record.files) == {"model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja", "generation.json"}
     assert not list((tmp_path / "store" / "temporary").iterdir())
     opened = open_generation_engine(engine.folder, EngineOptions(threads=1, slots=2, context_tokens=64))
@@ -67,7 +67,7 @@ def test_another_manifest_builds_another_engine(tiny: dict[str, Any]) -> None:
 
 
 def test_a_result_outside_the_tolerance_is_not_published(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    status, lines = run({**tiny, "manifest": generation(activations="int8", mean_kl=1e-12)})
+    status, lines = run({**tiny, "manifest": generation(activations="int8", mean_kl=0.0)})
     assert (status, lines[-1]["error"]["code"]) == (1, "not_the_same_model")
     assert "mean_kl" in lines[-1]["error"]["message"]
     assert open_store(tmp_path / "store").engines() == []

@@ -1,0 +1,122 @@
+"""Which precisions a build tries, in order: the first whose engine is proven is published.
+
+Half precision has 11 bits and ends at 65504. Softmax over large scores and the squares inside a normalisation are where detection
+transformers lose boxes to it, so these two return to float32 first (NVIDIA/TensorRT#3652, Intellindust-AI-Lab/DEIMv2#112).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from converters.errors import ConversionError
+from models.manifest import Precision
+
+Rung = Literal["fp32", "tf32", "fp16", "int8", "int4"]
+Group = Literal["attention", "normalisation"]
+
+# The first GPUs with TF32 are Ampere's; on a Xavier (sm_72) the flag changes nothing.
+TF32_SM = 80
+# Before, TensorRT has flags only; from 11 on it has no flags (docs of NVIDIA/TensorRT, "Strongly Typed Networks").
+TYPED_SINCE = 10
+SENSITIVE: tuple[Group, ...] = ("attention", "normalisation")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attempt.
+
+    keeps_fp32  parts of the network that are not rounded
+    is_typed    the precision stands in the ONNX itself; else it is a permission to the builder, with the kept parts pinned by name
+    """
+
+    precision: Rung
+    keeps_fp32: tuple[Group, ...] = ()
+    is_typed: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.precision} with {' and '.join(self.keeps_fp32)} in fp32" if self.keeps_fp32 else self.precision
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an engine will run.
+
+    runtime  `onnxruntime`, `tensorrt` or `tensorrt_rtx`
+    device   `cpu`, or the GPU in the words of an EngineKey; `sm` is 0 without one
+    reason   why an engine cannot run here, where it cannot
+    """
+
+    runtime: str
+    version: str
+    device: str = "cpu"
+    sm: int = 0
+    l4t: str = ""
+    can_run_here: bool = True
+    reason: str = ""
+
+    @property
+    def is_tensorrt(self) -> bool:
+        return self.runtime != "onnxruntime"
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the precision stands in the ONNX itself."""
+        major = self.version.split(".")[0]
+        return self.runtime != "tensorrt" or (major.isdigit() and int(major) >= TYPED_SINCE)
+
+
+def asked_precision(place: Place, task: str, asked: Precision, own: Precision, activations: str = "float32") -> Rung:
+    """What `auto` means: the manifest's own wish, else fp16 on a GPU, else fp32 (a decoder on ONNX Runtime: its activations).
+
+    Raises ConversionError (code `unsupported`) for what this place or task does not have.
+    """
+    rung = own if asked == "auto" else asked
+    if rung == "auto":
+        rung = "fp16" if place.is_tensorrt else "int8" if task == "generation" and activations == "int8" else "fp32"
+    if task == "generation" and not place.is_tensorrt and rung not in ("fp32", "int8"):
+        raise _not_here(f"precision {rung} of a decoder on ONNX Runtime", "its weights stay as quantised as they are; ask for fp32 or int8")
+    if rung == "int4":
+        raise _not_here("precision int4", "four-bit weights come with a GGUF; ask for fp16 or int8")
+    return rung
+
+
+def ladder(place: Place, first: Rung, task: str = "detection") -> tuple[Step, ...]:
+    """The attempts from `first` down to fp32."""
+    if not place.is_tensorrt:
+        return _on_onnxruntime(first, task)
+    typed = place.is_typed
+    steps = [
+        Step("int8", (), typed),
+        Step("fp16", (), typed),
+        Step("fp16", SENSITIVE, typed),
+        Step("tf32", (), typed),
+        Step("fp32", (), typed),
+    ]
+    if 0 < place.sm < TF32_SM:
+        steps = [step for step in steps if step.precision != "tf32"]
+        first = "fp32" if first == "tf32" else first
+    return tuple(steps[next(index for index, step in enumerate(steps) if step.precision == first) :])
+
+
+def _on_onnxruntime(first: Rung, task: str) -> tuple[Step, ...]:
+    # On a CPU half precision is computed in float32, so it saves memory and never time: int8 does not end there.
+    if first == "int8":
+        return (Step("int8"), Step("fp32"))
+    if first == "fp16" and task != "generation":
+        return (Step("fp16"), Step("fp16", SENSITIVE), Step("fp32"))
+    return (Step("fp32"),)
+
+
+def share_of(index: int, count: int) -> tuple[float, float]:
+    """Where attempt `index` of `count` begins and ends within the time of all: each takes half of what is left, the last one all.
+
+    How many will be needed nobody knows before; most builds need one.
+    """
+    end = 1.0 if index == count - 1 else 1 - 0.5 ** (index + 1)
+    return 1 - 0.5**index, end
+
+
+def _not_here(what: str, remedy: str) -> ConversionError:
+    return ConversionError(f"{what} is not built here: {remedy}", "unsupported")

@@ -1,0 +1,200 @@
+"""The line of models without state: ONNX or an export, optimised, rounded, as an engine, compared with the source as it came."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converters import half_from_onnx, onnx_from_onnx
+from converters.beside import copy_beside
+from converters.decoder_graph import Progress
+from converters.engine_process import EngineProcess
+from converters.errors import ConversionError
+from converters.gate_inputs import calibration_of, pictures_of, texts_of
+from converters.graph_contract import Stateless
+from converters.ladder import Place, Step
+from converters.line import Job
+from converters.plan_process import build_plan
+from converters.profiles import profiles_of
+from converters.verdict import Comparison, WorstTensor
+from converters.verify_onnx import open_source, verify_detection, verify_encoder
+from converters.worst_tensor import worst_tensor
+from models.engines import Engine, EngineOptions, open_engine
+from models.manifest import DetectionManifest, GenerationManifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a graph is rounded."""
+
+    manifest: Stateless
+    step: Step
+    calibration: Path | None
+
+
+# (graph of ONNX's own operators in float32, file to write, recipe) → notes for the record
+Rounding = Callable[[Path, Path, Recipe], Mapping[str, Any]]
+
+
+def round_to_half(source: Path, target: Path, recipe: Recipe) -> Mapping[str, Any]:
+    half = half_from_onnx.half_from_onnx(source, target, recipe.manifest.build.keeps_fp32, with_attention=bool(recipe.step.keeps_fp32))
+    return {"nodes": half.nodes, "halved": half.halved}
+
+
+ROUNDINGS: Mapping[str, Rounding] = {"fp16": round_to_half}
+
+
+class StatelessLine:
+    def __init__(self, job: Job, roundings: Mapping[str, Rounding] = ROUNDINGS) -> None:
+        manifest = job.request.manifest
+        if isinstance(manifest, GenerationManifest):
+            raise ConversionError(f"{manifest.name} generates: it has a line of its own", "bad_request")
+        self._job = job
+        self._manifest: Stateless = manifest
+        self._roundings = roundings
+        self._calibration = calibration_of(job.request)
+        self._source: Path | None = None
+        self._standard: Path | None = None
+        self._candidate: Path | None = None
+        self._feeds: tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]] = ({}, {})
+
+    def convert(self, step: Step, folder: Path, progress: Progress) -> Mapping[str, Any]:
+        copy_beside(self._job.request, folder)
+        if self._job.place.is_tensorrt:
+            return self._plan(step, folder, progress)
+        target = folder / "model.onnx"
+        self._candidate = target
+        if step.precision not in self._roundings:
+            progress(0.1, "check and optimise the graph")
+            self._write_graph(folder, onnx_from_onnx.ONNXRUNTIME)
+            return {}
+        progress(0.1, "check the graph")
+        standard = self._standard_graph(onnx_from_onnx.GraphTarget(is_standard=True))
+        progress(0.5, f"round to {step.name}")
+        return self._round(step, standard, target)
+
+    def compare(self, step: Step, folder: Path, progress: Progress) -> Comparison:
+        progress(0.0, "the same inputs through source and engine")
+        options = self._job.request.options
+        if self._source is None:
+            raise ConversionError("nothing was converted yet", "bad_request")
+        source = open_source(self._source, options.threads)
+        try:
+            if self._job.place.is_tensorrt:
+                with EngineProcess(options.python, folder, self._manifest.task, EngineOptions()) as process:
+                    return self._compare(step, source, process, folder)
+            result = open_engine(folder, EngineOptions(threads=options.threads))
+            try:
+                return self._compare(step, source, result, folder)
+            finally:
+                result.close()
+        finally:
+            source.close()
+
+    def worst(self, step: Step) -> WorstTensor | None:
+        if self._source is None or self._candidate is None or not all(self._feeds):
+            return None
+        # Of the source as it was exported many values are gone in a graph that was folded.
+        source = self._standard if self._standard is not None else self._source
+        return worst_tensor(source, self._candidate, self._feeds, step.precision, self._job.request.options.threads)
+
+    def _compare(self, step: Step, source: Engine, result: Engine, folder: Path) -> Comparison:
+        kept = _Kept(source), _Kept(result)
+        try:
+            if isinstance(self._manifest, DetectionManifest):
+                return verify_detection(self._manifest, *kept, pictures_of(self._calibration))
+            rows = self._manifest.build.batch_max if self._job.place.is_tensorrt else 0
+            tokenizer = folder / "tokenizer.json"
+            found = tokenizer if tokenizer.exists() else None
+            return verify_encoder(self._manifest, *kept, found, texts_of(self._calibration), step.precision, rows)
+        finally:
+            self._feeds = kept[0].first, kept[1].first
+
+    def _plan(self, step: Step, folder: Path, progress: Progress) -> Mapping[str, Any]:
+        place, build, options = self._job.place, self._manifest.build, self._job.request.options
+        progress(0.0, "check and optimise the graph")
+        graph = self._candidate = self._standard_graph(onnx_from_onnx.tensorrt_target(place.runtime, place.version))
+        notes: dict[str, Any] = {}
+        precision: str = step.precision
+        pinned = list(build.keeps_fp32)
+        # Ranges of int8 are in the graph whatever the builder understands; half precision only for one that reads types.
+        if step.precision in self._roundings and (step.is_typed or step.precision == "int8"):
+            progress(0.05, f"round to {step.name}")
+            rounded = self._job.scratch / f"{step.name.replace(' ', '_')}.onnx"
+            notes.update(self._round(step, graph, rounded))
+            graph = self._candidate = rounded
+            precision = "typed" if step.is_typed else step.precision
+        if not step.is_typed and step.keeps_fp32:
+            pinned += half_from_onnx.fp32_nodes(graph, with_attention=True)
+        request = {
+            "module": place.runtime,
+            "onnx": str(graph),
+            "plan": str(folder / "model.plan"),
+            "profiles": profiles_of(input_shapes(graph), self._manifest),
+            "precision": precision,
+            "fp32_layers": pinned if not step.is_typed and step.precision in ("fp16", "int8") else [],
+            "workspace_bytes": self._job.workspace_bytes,
+            "timing_cache": str(self._job.timing_cache),
+            "dla_core": build.dla_core,
+        }
+        built = build_plan(options.python, request, lambda fraction, message: progress(0.1 + 0.9 * fraction, message))
+        return {**notes, **built}
+
+    def _round(self, step: Step, source: Path, target: Path) -> Mapping[str, Any]:
+        return self._roundings[step.precision](source, target, Recipe(self._manifest, step, self._calibration))
+
+    def _standard_graph(self, target: onnx_from_onnx.GraphTarget) -> Path:
+        """The source in ONNX's own operators, for builders that know no others and for rounding."""
+        if self._standard is None:
+            folder = self._job.scratch / "standard"
+            folder.mkdir()
+            self._standard = self._write_graph(folder, target)
+        return self._standard
+
+    def _write_graph(self, folder: Path, target: onnx_from_onnx.GraphTarget) -> Path:
+        laid_out = self._job.scratch / f"source_{folder.name}"
+        shutil.rmtree(laid_out, ignore_errors=True)
+        laid_out.mkdir()
+        request = self._job.request
+        self._source = onnx_from_onnx.onnx_from_onnx(request.model, request.companions, laid_out, folder, self._manifest, target)
+        return folder / "model.onnx"
+
+
+class _Kept:
+    """An engine that keeps the first inputs it was given: with them the graphs are compared value by value."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.inputs, self.outputs, self.provider = engine.inputs, engine.outputs, engine.provider
+        self.first: dict[str, NDArray[Any]] = {}
+        self._engine = engine
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if not self.first:
+            self.first = {name: np.array(value) for name, value in inputs.items()}
+        return self._engine.run(inputs)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def input_shapes(graph: Path) -> dict[str, list[int]]:
+    """Name → sizes of a graph's inputs, 0 where they are open."""
+    model = onnx.load(str(graph), load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    found = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in weights}
+    return {name: [size.dim_value for size in sizes] for name, sizes in found.items()}
+
+
+def converters(place: Place) -> str:
+    """For the engine key."""
+    return f"onnx_from_onnx/{onnx_from_onnx.VERSION}+half_from_onnx/{half_from_onnx.VERSION}"
