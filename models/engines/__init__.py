@@ -6,7 +6,7 @@ An engine belongs to one thread. Arrays that it returns are valid until the next
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
@@ -15,6 +15,13 @@ import numpy as np
 
 class EngineError(RuntimeError):
     """An engine could not be opened or run; the message names the artefact, the cause and the remedy."""
+
+
+class DeviceLost(BaseException):
+    """The CUDA context of this process is broken, for every engine in it: the process has to end and another to start.
+
+    No Exception, so that nothing which answers one request and goes on takes it for the fault of that request.
+    """
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,12 @@ class EngineOptions:
     spinning  idle threads spin instead of sleeping: faster alone (CPU decode about a quarter), but it takes cores from neighbours
     slots     generation only: sequences held at once
     context_tokens  generation only: tokens of one sequence, prompt and answer together (the KV capacity of a slot)
+    precision  that of the plan, or `auto` for any; with provider `tensorrt` what ONNX Runtime builds its engines in
+    cuda_graph      capture and replay what repeats with equal shapes
+    memory     what reaches device memory: `cuda-python`, `pycuda`, or `auto` for the first that can be imported
+    workspace_bytes  provider `tensorrt`: scratch memory of a build; 0 leaves it to TensorRT
+    cache_folder     provider `tensorrt`: where its engines and timings are kept; without one each start builds anew
+    profiles         provider `tensorrt`: input name to (least, most likely, largest) shape of inputs with dynamic dimensions
     """
 
     provider: str = "cpu"
@@ -33,6 +46,12 @@ class EngineOptions:
     spinning: bool = False
     slots: int = 4
     context_tokens: int = 2048
+    precision: str = "auto"
+    cuda_graph: bool = True
+    memory: str = "auto"
+    workspace_bytes: int = 0
+    cache_folder: str = ""
+    profiles: Dict[str, Tuple[Tuple[int, ...], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

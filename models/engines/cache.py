@@ -1,4 +1,4 @@
-"""The KV cache of a CPU generation engine: one buffer per layer, slots mapped to rows so that what runs together lies together."""
+"""KV caches: slots mapped to rows so that what runs together lies together, and the cache of a CPU generation engine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import numpy as np
 from models.engines import EngineError
 
 
-class KeyValueCache:
-    """float32 buffers [slots, kv_heads, capacity, head_dim], allocated once; the kernel commits pages only as tokens arrive.
+class SlotRows:
+    """What each slot holds and in which row of the cache's memory it lies.
 
     A batched step needs its sequences in neighbouring rows. Callers speak of slots; the cache keeps the permutation slot → row and swaps
-    rows (only the tokens they hold) when the wanted ones do not lie together.
+    rows (only the tokens they hold) when the wanted ones do not lie together. What moves in memory is the business of a subclass.
     """
 
-    def __init__(self, names: Sequence[str], slots: int, kv_heads: int, capacity: int, head_dim: int) -> None:
-        self.buffers: Dict[str, np.ndarray] = {name: np.zeros((slots, kv_heads, capacity, head_dim), np.float32) for name in names}
+    def __init__(self, slots: int, capacity: int) -> None:
         self.slots = slots
         self.capacity = capacity
         self.lengths = [0] * slots
@@ -39,8 +38,7 @@ class KeyValueCache:
         if not 0 <= length <= self.lengths[source]:
             raise EngineError(f"slot {source} holds {self.lengths[source]} tokens; {length} of them cannot be copied to slot {target}")
         if source != target:
-            for buffer in self.buffers.values():
-                buffer[self.rows[target], :, :length] = buffer[self.rows[source], :, :length]
+            self.copy_row(self.rows[source], self.rows[target], length)
         self.lengths[target] = length
 
     def gather(self, slots: Sequence[int]) -> int:
@@ -50,19 +48,36 @@ class KeyValueCache:
             held[row] = self.lengths[slot]
         start, swaps = plan_rows([self.rows[slot] for slot in slots], held)
         for swap in swaps:
-            self._swap(swap, max(held[swap.one], held[swap.other]))
+            self.swap_rows(swap, max(held[swap.one], held[swap.other]))
+            other = {swap.one: swap.other, swap.other: swap.one}
+            self.rows = [other.get(row, row) for row in self.rows]
         return start
 
-    def _swap(self, swap: Swap, length: int) -> None:
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one row to another."""
+        raise NotImplementedError
+
+    def swap_rows(self, swap: Swap, length: int) -> None:
+        """Exchange the first `length` tokens of two rows."""
+        raise NotImplementedError
+
+
+class KeyValueCache(SlotRows):
+    """float32 buffers [slots, kv_heads, capacity, head_dim], allocated once; the kernel commits pages only as tokens arrive."""
+
+    def __init__(self, names: Sequence[str], slots: int, kv_heads: int, capacity: int, head_dim: int) -> None:
+        super().__init__(slots, capacity)
+        self.buffers: Dict[str, np.ndarray] = {name: np.zeros((slots, kv_heads, capacity, head_dim), np.float32) for name in names}
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        for buffer in self.buffers.values():
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def swap_rows(self, swap: Swap, length: int) -> None:
         for buffer in self.buffers.values():
             kept = buffer[swap.one, :, :length].copy()
             buffer[swap.one, :, :length] = buffer[swap.other, :, :length]
             buffer[swap.other, :, :length] = kept
-        for slot, row in enumerate(self.rows):
-            if row == swap.one:
-                self.rows[slot] = swap.other
-            elif row == swap.other:
-                self.rows[slot] = swap.one
 
 
 class Swap(NamedTuple):

@@ -16,12 +16,12 @@ import onnxruntime
 from models.engines import EngineError, EngineOptions, SlotTokens, TensorSpec
 from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
+from models.engines.free_memory import available_bytes, memory_refusal
 from models.engines.tensors import check_inputs
 
 log = logging.getLogger(__name__)
 
 ARTEFACT = "model.onnx"
-MEMORY_RESERVE = 256 << 20
 
 # Before 1.20 (Python 3.8 has 1.19.2 at most) GroupQueryAttention attends wrongly, without a word, when several tokens follow a past.
 CONTINUES_PROMPTS = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 20)
@@ -202,25 +202,6 @@ class OnnxGenerationEngine:
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return binding
-
-
-def memory_refusal(weight_bytes: int, cache_bytes: int, slots: int, capacity: int, free_bytes: Optional[int]) -> Optional[str]:
-    """Why a decoder does not fit into `free_bytes` with a reserve for activations; None when it does or nothing is known."""
-    if free_bytes is None or weight_bytes + cache_bytes + MEMORY_RESERVE <= free_bytes:
-        return None
-    return (
-        f"needs {weight_bytes >> 20} MiB of weights, {cache_bytes >> 20} MiB of KV cache ({slots} slots of {capacity} tokens) and "
-        f"{MEMORY_RESERVE >> 20} MiB to work in, but {free_bytes >> 20} MiB are free; ask for fewer slots or context_tokens"
-    )
-
-
-def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> Optional[int]:
-    """MemAvailable of the kernel (on a Jetson: of CPU and GPU together); None where there is no /proc."""
-    try:
-        lines = meminfo.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _open_session(path: Path, options: EngineOptions) -> Any:

@@ -28,6 +28,22 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray], 
     return checked
 
 
+def fitted(specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray], artefact: str) -> Dict[str, np.ndarray]:
+    """The inputs with int32 and int64 exchanged where an engine asks for the other one. Raises EngineError for values that do not fit."""
+    wanted = {spec.name: spec.dtype for spec in specs}
+    return {name: _fit(name, np.asarray(array), wanted.get(name, ""), artefact) for name, array in inputs.items()}
+
+
+def _fit(name: str, array: np.ndarray, dtype: str, artefact: str) -> np.ndarray:
+    if (array.dtype.name, dtype) == ("int64", "int32") and array.size:
+        limits = np.iinfo(np.int32)
+        least, largest = int(array.min()), int(array.max())
+        if least < limits.min or largest > limits.max:
+            raise EngineError(f"{artefact}: input {name!r} has values from {least} to {largest}, the engine takes int32")
+    integers = ("int32", "int64")
+    return array.astype(dtype, copy=False) if dtype in integers and array.dtype.name in integers else array
+
+
 def _fits(shape: Tuple[int, ...], wanted: Tuple[int, ...]) -> bool:
     return len(shape) == len(wanted) and all(want in (-1, have) for have, want in zip(shape, wanted))
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, save_model
 
 from models.engines import EngineError, EngineOptions, open_engine, open_generation_engine
 from models.engines.cache import plan_rows
-from models.engines.onnx import available_bytes, memory_refusal
+from models.engines.free_memory import available_bytes, memory_refusal
 from tests.models.engines.tiny_decoder import write_tiny_decoder
 
 
