@@ -71,11 +71,6 @@ CAUSES: Tuple[Cause, ...] = (
         f"that is TensorRT's way to say that no kernel fitted into the memory it had: {_MEMORY}; "
         "where plenty is free, a larger workspace_bytes or another precision of that node helps",
     ),
-    _cause(
-        r"CUDA initialization failure|no CUDA-capable device|driver version is insufficient|factory function returned nullptr",
-        "no_device",
-        "a plan is built on the GPU that will run it: check the driver (`nvidia-smi`, /dev/nvhost-gpu) and the rights on its devices",
-    ),
     _cause(r"has type (U?Int\d+) but must have type|zero.?point.*(must be|only).*(zero|symmetric)", "unsupported_operator", _QUANTISED),
     _cause(
         r"plugin not found|plugin creator .*not found|No importer registered|UNSUPPORTED_NODE|getPluginCreator could not find",
@@ -86,6 +81,12 @@ CAUSES: Tuple[Cause, ...] = (
     _cause(r"lean runtime|VERSION_COMPATIBLE", "unsupported", "this TensorRT has no lean runtime: build without version_compatible"),
     _cause(r"strongly.?typed", "parse", "the types in the ONNX graph do not fit together: convert its precision again, or build from fp32"),
     _cause(r"must have at least one output|Failed to parse|ParseFromCodedStream|cannot be found", "parse", "give a whole ONNX file"),
+    # Last: RTX says so of what it only tried, and goes on.
+    _cause(
+        r"CUDA initialization failure|no CUDA-capable device|driver version is insufficient|factory function returned nullptr",
+        "no_device",
+        "a plan is built on the GPU that will run it: check the driver (`nvidia-smi`, /dev/nvhost-gpu) and the rights on its devices",
+    ),
 )
 
 _NODE = re.compile(r"(?:for|of|in) node:? +(\{.*?\}|[^\s,;]+)")

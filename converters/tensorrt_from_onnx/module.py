@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import sys
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from converters.tensorrt_from_onnx.errors import PlanError
+from models.device import probe_device
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ def capabilities_of(trt: Any) -> Capabilities:
 def open_builder(trt: Any, logger: Any) -> Any:
     """A Builder, never tried before the driver has answered: without one some versions crash. Raises PlanError (`no_device`)."""
     is_rtx = trt.__name__.startswith("tensorrt_rtx")
-    silent = None if is_rtx else why_no_driver()
-    if silent is not None:
+    device = probe_device()
+    if device.kind != "cuda" and not is_rtx:
         raise PlanError(
             "no_device",
-            f"no NVIDIA GPU answers ({silent}), and a plan is built on the GPU that will run it; check the driver and the rights on its devices",
+            f"there is no GPU here ({device.reason}), and a plan is built on the GPU that will run it: check the driver and the "
+            "rights on its devices",
         )
     try:
         return trt.Builder(logger)
@@ -84,17 +85,3 @@ def open_builder(trt: Any, logger: Any) -> Any:
             "no_device",
             f"TensorRT {trt.__version__} cannot start here ({error}): its CUDA must fit the driver's; see the log for its reason",
         ) from error
-
-
-def why_no_driver() -> Optional[str]:
-    """None when the CUDA driver has a device, else what it says instead."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        return str(error)
-    count = ctypes.c_int(0)
-    for name, arguments in (("cuInit", (0,)), ("cuDeviceGetCount", (ctypes.byref(count),))):
-        status = getattr(driver, name)(*arguments)
-        if status != 0:
-            return f"{name} returned {status}"
-    return None if count.value > 0 else "it has no device"

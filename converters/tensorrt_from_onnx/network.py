@@ -14,7 +14,9 @@ from converters.tensorrt_from_onnx.request import PlanRequest, Profile
 log = logging.getLogger(__name__)
 
 # Layers that compute nothing: a precision pinned there only adds conversions, or is refused.
-_MOVES_DATA = frozenset("ASSERTION CAST CONCATENATION CONSTANT DEQUANTIZE GATHER IDENTITY QUANTIZE SHAPE SHUFFLE SLICE".split())
+_MOVES_DATA = frozenset(
+    ("ASSERTION", "CAST", "CONCATENATION", "CONSTANT", "DEQUANTIZE", "GATHER", "IDENTITY", "QUANTIZE", "SHAPE", "SHUFFLE", "SLICE")
+)
 
 
 def create_network(trt: Any, capabilities: Capabilities, request: PlanRequest, builder: Any) -> Any:

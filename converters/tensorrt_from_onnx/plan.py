@@ -45,9 +45,10 @@ class PlanResult:
 
 
 def build_plan(request: PlanRequest, report: Report, is_cancelled: Callable[[], bool] = lambda: False) -> PlanResult:
-    """Blocks for seconds to tens of minutes. `report` gets phase, fraction of the whole, message, from another thread while TensorRT works.
+    """Blocks for seconds to tens of minutes; once in a process, for TensorRT keeps the first logger that it is given.
 
-    Raises PlanError, and OSError when the plan cannot be written.
+    `report` gets phase, fraction of the whole, message, from another thread while TensorRT works. Raises PlanError, and OSError when
+    the plan cannot be written.
     """
     start = time.monotonic()
     report("load", 0.0, request.module)
