@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from converters.ladder import Rung
 from converters.verdict import WorstTensor
@@ -20,6 +21,7 @@ MAX_ERROR: Mapping[Rung, float] = {"fp32": 2e-3, "tf32": 1e-2, "fp16": 2e-2, "in
 # Values looked at in one run: all at once would hold every activation of the network twice.
 TOGETHER = 16
 DEADLINE_S = 120.0
+CHOICE = "TopK"
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -27,17 +29,20 @@ Feeds = Mapping[str, NDArray[Any]]
 def worst_tensor(source: Path, candidate: Path, feeds: tuple[Feeds, Feeds], precision: Rung, threads: int = 1) -> WorstTensor | None:
     """The first value whose relative error exceeds what `precision` explains, or that holds what is no number; None if there is none.
 
-    `feeds`: inputs of source and candidate. Both run on ONNX Runtime, unoptimised. Looking ends after DEADLINE_S with what was found.
+    `feeds`: inputs of source and candidate. Both run on ONNX Runtime, unoptimised. The candidate is given the source's choices (TopK):
+    rounding may swap two that are nearly alike, and then whole rows differ that are right. Looking ends after DEADLINE_S.
     """
     deadline = time.monotonic() + DEADLINE_S
     operators = _values(source)
     others = _values(candidate)
-    names = [name for name in operators if name in others]
+    names = [name for name in operators if name in others and name not in _choices(candidate)]
     last_good = ""
+    chosen = [name for name, operator in operators.items() if operator == CHOICE and name in others and name in _choices(source)]
+    given = {**feeds[1], **(_run(source, chosen, feeds[0], threads) if chosen else {})}
     for first in range(0, len(names), TOGETHER):
         together = names[first : first + TOGETHER]
         expected = _run(source, together, feeds[0], threads)
-        found = _run(candidate, together, feeds[1], threads)
+        found = _run(candidate, together, given, threads, chosen)
         for name in together:
             error = relative_error(expected[name], found[name])
             if error is None:
@@ -65,8 +70,18 @@ def _values(path: Path) -> dict[str, str]:
     return {name: node.op_type for node in model.graph.node for name in node.output if name}
 
 
-def _run(path: Path, names: Sequence[str], feeds: Feeds, threads: int) -> dict[str, NDArray[Any]]:
+def _choices(path: Path) -> set[str]:
+    """Values that hold the places of what was chosen."""
     model = onnx.load(str(path), load_external_data=False)
+    return {node.output[1] for node in model.graph.node if node.op_type == CHOICE}
+
+
+def _run(path: Path, names: Sequence[str], feeds: Feeds, threads: int, replaced: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """Values by name; those of `replaced` are not computed but fed."""
+    model = onnx.load(str(path), load_external_data=False)
+    for node in model.graph.node:
+        node.output[:] = [f"{name}.own" if name in replaced else name for name in node.output]
+    model.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, list(feeds[name].shape)) for name in replaced)
     del model.graph.output[:]
     # Without types: the runtime tells them itself.
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
