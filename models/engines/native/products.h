@@ -1,0 +1,258 @@
+/* Quantised matrices times activations rounded to int8.
+ *
+ * A matrix is kept in groups of 16 output rows; in a group there is one record for each block of 32 columns: codes first, then 16 scales
+ * and, if the matrix has offsets, 16 offsets, all float16, or float32 in a wide matrix. Codes are quads of neighbouring columns, row after
+ * row, so that one instruction holds a quad of each of the 16 rows: 4-bit codes 0..15, quads j and j + 4 in the low and high halves of the
+ * same bytes; 8-bit codes -128..127. A value is scale * code + offset; 4-bit codes without offsets stand for code - 8.
+ */
+#pragma once
+
+#include "vectors.h"
+
+typedef struct {
+    const uint8_t *records;
+    const float *bias;                        /* [rows] or NULL */
+    int32_t rows, columns;                    /* rows: a multiple of 16, padded with zeros */
+    int32_t bits, has_offset, is_wide;
+} hs_matrix;
+
+/* Rows of activations, quantised block by block. */
+typedef struct {
+    int8_t *codes;
+    float *scale, *sum; /* of each block: its scale; its scale times the sum of its codes */
+    int32_t *total;     /* of each block: -128 times the sum of its codes */
+} rounded;
+
+/* One quad of each of 16 rows times one quad of activations, added. `code` unsigned below 16 (4 bits) or signed (8 bits). */
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+typedef __m512i quads;
+INLINE quads load_quads(const uint8_t *from) { return _mm512_loadu_si512(from); }
+INLINE quads low_half(quads codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
+INLINE quads high_half(quads codes) { return _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15)); }
+INLINE quads as_unsigned(quads codes) { return _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+INLINE vi multiply4(vi total, quads codes, int32_t x) { return (vi)_mm512_dpbusd_epi32((__m512i)total, codes, _mm512_set1_epi32(x)); }
+#define multiply8 multiply4
+enum { SHIFTS_SIGNED = 1 }; /* as_unsigned adds 128, which `total` takes away */
+#elif defined(__AVX2__)
+typedef struct { __m256i part[2]; } quads;
+INLINE quads load_quads(const uint8_t *from) {
+    return (quads){{_mm256_loadu_si256((const __m256i *)from), _mm256_loadu_si256((const __m256i *)(from + 32))}};
+}
+INLINE quads low_half(quads codes) {
+    for (int i = 0; i < 2; i++) codes.part[i] = _mm256_and_si256(codes.part[i], _mm256_set1_epi8(15));
+    return codes;
+}
+INLINE quads high_half(quads codes) {
+    for (int i = 0; i < 2; i++) codes.part[i] = _mm256_and_si256(_mm256_srli_epi16(codes.part[i], 4), _mm256_set1_epi8(15));
+    return codes;
+}
+INLINE quads as_unsigned(quads codes) { return codes; }
+INLINE vi multiply4(vi total, quads codes, int32_t x) {
+    union { vi all; __m256i part[2]; } sums = {total};
+    for (int i = 0; i < 2; i++) {
+        __m256i pairs = _mm256_maddubs_epi16(codes.part[i], _mm256_set1_epi32(x));
+        sums.part[i] = _mm256_add_epi32(sums.part[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    return sums.all;
+}
+INLINE vi multiply8(vi total, quads codes, int32_t x) {
+    union { vi all; __m256i part[2]; } sums = {total};
+    for (int i = 0; i < 2; i++) {
+        __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes.part[i]), _mm256_sign_epi8(_mm256_set1_epi32(x), codes.part[i]));
+        sums.part[i] = _mm256_add_epi32(sums.part[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    return sums.all;
+}
+enum { SHIFTS_SIGNED = 0 };
+#elif defined(__aarch64__)
+typedef struct { int8x16_t part[4]; } quads;
+INLINE quads load_quads(const uint8_t *from) {
+    quads codes;
+    for (int i = 0; i < 4; i++) codes.part[i] = vld1q_s8((const int8_t *)from + 16 * i);
+    return codes;
+}
+INLINE quads low_half(quads codes) {
+    for (int i = 0; i < 4; i++) codes.part[i] = vandq_s8(codes.part[i], vdupq_n_s8(15));
+    return codes;
+}
+INLINE quads high_half(quads codes) {
+    for (int i = 0; i < 4; i++) codes.part[i] = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(codes.part[i]), 4));
+    return codes;
+}
+INLINE quads as_unsigned(quads codes) { return codes; }
+INLINE vi multiply4(vi total, quads codes, int32_t x) {
+    union { vi all; int32x4_t part[4]; } sums = {total};
+    int8x16_t repeated = vreinterpretq_s8_s32(vdupq_n_s32(x));
+    for (int i = 0; i < 4; i++) {
+#if defined(__ARM_FEATURE_DOTPROD)
+        sums.part[i] = vdotq_s32(sums.part[i], codes.part[i], repeated);
+#else
+        int16x8_t low = vmull_s8(vget_low_s8(codes.part[i]), vget_low_s8(repeated));
+        int16x8_t high = vmull_s8(vget_high_s8(codes.part[i]), vget_high_s8(repeated));
+        sums.part[i] = vaddq_s32(sums.part[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+    }
+    return sums.all;
+}
+#define multiply8 multiply4
+enum { SHIFTS_SIGNED = 0 };
+#else
+typedef struct { int8_t code[64]; } quads;
+INLINE quads load_quads(const uint8_t *from) { quads codes; memcpy(&codes, from, 64); return codes; }
+INLINE quads low_half(quads codes) { for (int i = 0; i < 64; i++) codes.code[i] &= 15; return codes; }
+INLINE quads high_half(quads codes) { for (int i = 0; i < 64; i++) codes.code[i] = (int8_t)((uint8_t)codes.code[i] >> 4); return codes; }
+INLINE quads as_unsigned(quads codes) { return codes; }
+INLINE vi multiply4(vi total, quads codes, int32_t x) {
+    int8_t parts[4];
+    memcpy(parts, &x, 4);
+    for (int i = 0; i < 64; i++) total[i / 4] += codes.code[i] * parts[i % 4];
+    return total;
+}
+#define multiply8 multiply4
+enum { SHIFTS_SIGNED = 0 };
+#endif
+
+enum { BLOCK = 32, QUADS = 8, TILE = 8, CODES4 = 256, CODES8 = 512 };
+
+INLINE size_t factor_bytes(int is_wide) { return is_wide ? 4 * LANES : 2 * LANES; }
+
+INLINE size_t record_bytes(int bits, int has_offset, int is_wide) {
+    return (bits == 4 ? CODES4 : CODES8) + (has_offset ? 2 : 1) * factor_bytes(is_wide);
+}
+
+INLINE vf load_factors(const uint8_t *from, int is_wide) { return is_wide ? load((const float *)from) : load_half((const uint16_t *)from); }
+
+INLINE rounded row_of(rounded x, int blocks, int row) {
+    const size_t at = (size_t)row * blocks;
+    return (rounded){x.codes + at * BLOCK, x.scale + at, x.sum + at, x.total + at};
+}
+
+/* One group of 16 matrix rows times `tile` rows of activations, to[t * stride]. All but the pointers is constant where it is inlined. */
+INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int tile, float *to, int stride, int adds, int bits, int has_offset,
+                          int is_wide) {
+    const int blocks = matrix->columns / BLOCK;
+    const size_t bytes = record_bytes(bits, has_offset, is_wide);
+    const uint8_t *record = matrix->records + (size_t)group * blocks * bytes;
+    vf totals[TILE];
+    for (int t = 0; t < tile; t++) totals[t] = (vf){0};
+    for (int block = 0; block < blocks; block++, record += bytes) {
+        quads codes[QUADS];
+        if (bits == 4) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                const quads both = load_quads(record + 64 * i);
+                codes[i] = low_half(both);
+                codes[i + 4] = high_half(both);
+            }
+        } else {
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) codes[i] = as_unsigned(load_quads(record + 64 * i));
+        }
+        const uint8_t *factors = record + (bits == 4 ? CODES4 : CODES8);
+        const vf scale = load_factors(factors, is_wide);
+        const vf offset = has_offset ? load_factors(factors + factor_bytes(is_wide), is_wide) : scale * -8.0f;
+#pragma GCC unroll 8
+        for (int t = 0; t < tile; t++) {
+            const size_t at = (size_t)t * blocks + block;
+            vi whole = {0};
+            if (bits == 8 && SHIFTS_SIGNED) whole = whole + x.total[at];
+#pragma GCC unroll 8
+            for (int i = 0; i < QUADS; i++) {
+                int32_t quad;
+                memcpy(&quad, x.codes + at * BLOCK + 4 * i, 4);
+                whole = bits == 4 ? multiply4(whole, codes[i], quad) : multiply8(whole, codes[i], quad);
+            }
+            totals[t] += __builtin_convertvector(whole, vf) * (scale * x.scale[at]);
+            if (bits == 4 || has_offset) totals[t] += offset * x.sum[at];
+        }
+    }
+    const vf bias = matrix->bias ? load(matrix->bias + group * LANES) : (vf){0};
+#pragma GCC unroll 8
+    for (int t = 0; t < tile; t++) {
+        float *row = to + (size_t)t * stride;
+        store(row, totals[t] + bias + (adds ? load(row) : (vf){0}));
+    }
+}
+
+INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds, int bits, int has_offset,
+                          int is_wide) {
+    const int blocks = matrix->columns / BLOCK;
+    int t = 0;
+#define TILES(tile)                                                                                                                 \
+    for (; t + (tile) <= count; t += (tile))                                                                                        \
+        multiply_tile(matrix, group, row_of(x, blocks, t), tile, to + (size_t)t * stride, stride, adds, bits, has_offset, is_wide);
+    TILES(8)
+    TILES(4)
+    TILES(2)
+    TILES(1)
+#undef TILES
+}
+
+/* Rows `group * 16` and 15 more of matrix @ x.T, for all rows of x, to[row * stride]; added to what is there if `adds`. */
+static void multiply_group(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds) {
+#define FORM(bits, has_offset, is_wide)                                                                                             \
+    case (bits) + 2 * (has_offset) + (is_wide): multiply_rows(matrix, group, x, count, to, stride, adds, bits, has_offset, is_wide); break;
+    switch (matrix->bits + 2 * matrix->has_offset + matrix->is_wide) {
+        FORM(4, 0, 0)
+        FORM(4, 0, 1)
+        FORM(4, 1, 0)
+        FORM(4, 1, 1)
+        FORM(8, 0, 0)
+        FORM(8, 0, 1)
+        FORM(8, 1, 0)
+        FORM(8, 1, 1)
+    }
+#undef FORM
+}
+
+/* Round a row to int8, block by block. */
+static void round_row(const float *from, int columns, rounded to) {
+    for (int block = 0; block < columns / BLOCK; block++) {
+        vf low = load(from + block * BLOCK), high = load(from + block * BLOCK + LANES);
+        vf size = select_greater(select_greater(low, -low), select_greater(high, -high));
+        float most = largest(size), scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0;
+        const vf magic = splat(12582912.0f);
+        vi first = __builtin_convertvector((low * inverse + magic) - magic, vi);
+        vi second = __builtin_convertvector((high * inverse + magic) - magic, vi);
+        int32_t total = 0;
+        vi both = first + second;
+        for (int i = 0; i < LANES; i++) total += both[i];
+        int8_t *codes = to.codes + block * BLOCK;
+        for (int i = 0; i < LANES; i++) {
+            codes[i] = (int8_t)first[i];
+            codes[i + LANES] = (int8_t)second[i];
+        }
+        to.scale[block] = scale;
+        to.sum[block] = scale * (float)total;
+        to.total[block] = -128 * total;
+    }
+}
+
+static void norm_row(const float *from, const float *weight, int width, float epsilon, float *to) {
+    vf squares = {0};
+    for (int i = 0; i < width; i += LANES) {
+        vf value = load(from + i);
+        squares += value * value;
+    }
+    float factor = 1.0f / sqrtf(sum(squares) / (float)width + epsilon);
+    for (int i = 0; i < width; i += LANES) store(to + i, load(from + i) * factor * load(weight + i));
+}
+
+/* One row of a matrix, as numbers. */
+static void unpack_row(const hs_matrix *matrix, int row, float *to) {
+    const int blocks = matrix->columns / BLOCK, lane = row % LANES, is_wide = matrix->is_wide;
+    const size_t bytes = record_bytes(matrix->bits, matrix->has_offset, is_wide);
+    const uint8_t *record = matrix->records + (size_t)(row / LANES) * blocks * bytes;
+    for (int block = 0; block < blocks; block++, record += bytes) {
+        const uint8_t *factors = record + (matrix->bits == 4 ? CODES4 : CODES8);
+        const float scale = load_factors(factors, is_wide)[lane];
+        const float offset = matrix->has_offset ? load_factors(factors + factor_bytes(is_wide), is_wide)[lane] : matrix->bits == 4 ? -8.0f * scale : 0.0f;
+        for (int i = 0; i < BLOCK; i++) {
+            const int quad = i / 4, within = lane * 4 + i % 4;
+            int code;
+            if (matrix->bits == 8) code = (int8_t)record[64 * quad + within];
+            else code = quad < 4 ? record[64 * quad + within] & 15 : record[64 * (quad - 4) + within] >> 4;
+            to[block * BLOCK + i] = scale * (float)code + offset;
+        }
+    }
+}
