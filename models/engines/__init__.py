@@ -79,10 +79,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class SlotTokens:
-    """Tokens to append to the sequence in `slot`, whose logits after the last of them are wanted."""
+    """Tokens to append to the sequence in `slot`, whose logits after the last of them are wanted.
+
+    adapter  0: the model itself, else the number of an adapter that was kept apart; the same for all tokens of a sequence
+    """
 
     slot: int
     tokens: Sequence[int]
+    adapter: int = 0
 
 
 class GenerationEngine(Protocol):
@@ -118,6 +122,7 @@ class GenerationEngine(Protocol):
 
 # The artefact in a folder says which runtime opens it; the first that is there wins.
 ENGINES: Dict[str, str] = {
+    "model.native": "models.engines.native",
     "model.plan": "models.engines.tensorrt",
     "model.onnx": "models.engines.onnx",
 }

@@ -1,9 +1,9 @@
 """What every engine of causal language models shares: the facts in `generation.json` and the rules of a step.
 
-The tensors of a decoder stand in the first lines of `converters/decoder_graph.py`. In short, an engine of the standard form (TensorRT) takes
-`input_ids [B, S]`, `lengths [B]`, `logits_at [B, L]` and `past.{i}.key|value [B, P, kv_heads, head_dim]`, and gives float32
-`logits [B, L, vocabulary]` and `new.{i}.key|value [B, S, kv_heads, head_dim]`: the cache of a slot is its tokens in order, so what is new is
-appended. Types are those the engine says, not those of the ONNX file it was built from.
+The tensors of a decoder stand in the first lines of `converters/decoder_graph.py`. In short, an engine of the standard form (TensorRT)
+takes `input_ids [B, S]`, `lengths [B]`, `logits_at [B, L]` and `past.{i}.key|value [B, P, kv_heads, head_dim]`, and gives float32
+`logits [B, L, vocabulary]` and `new.{i}.key|value [B, S, kv_heads, head_dim]`: the cache of a slot is its tokens in order, so what is
+new is appended. Types are those the engine says, not those of the ONNX file it was built from.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class DecoderFacts:
     eos_ids         tokens that end an answer
     eos_id          the one of them that the model's own files call so; written into chat templates
     bos_id          token that opens a text, put in front of a prompt when `add_bos`
+    adapters        names of the adapters kept apart; number 1 is the first, 0 the model without one
     """
 
     layers: int
@@ -40,6 +41,7 @@ class DecoderFacts:
     eos_id: Optional[int] = None
     bos_id: Optional[int] = None
     add_bos: bool = False
+    adapters: Tuple[str, ...] = ()
 
     def cache_bytes(self, slots: int, capacity: int) -> int:
         """Bytes of a float32 KV cache of `slots` sequences of `capacity` tokens."""
@@ -69,10 +71,15 @@ def read_facts(folder: Path) -> DecoderFacts:
     for mark in [*eos_ids, eos_id, bos_id]:
         if mark is not None and not (_is_integer(mark) and 0 <= mark < counts["vocabulary"]):
             raise EngineError(f"{path}: token id {mark!r} in eos_ids, eos_id or bos_id is outside the vocabulary of {counts['vocabulary']}")
-    return DecoderFacts(eos_ids=tuple(eos_ids), eos_id=eos_id, bos_id=bos_id, add_bos=values.get("add_bos") is True, **counts)
+    adapters = values.get("adapters", [])
+    if not isinstance(adapters, list) or not all(isinstance(name, str) and name for name in adapters):
+        raise EngineError(f"{path}: adapters is {adapters!r}, must be a list of names; convert the model again")
+    return DecoderFacts(
+        eos_ids=tuple(eos_ids), eos_id=eos_id, bos_id=bos_id, add_bos=values.get("add_bos") is True, adapters=tuple(adapters), **counts
+    )
 
 
-def check_step(batch: Sequence[SlotTokens], lengths: Sequence[int], capacity: int, vocabulary: int) -> None:
+def check_step(batch: Sequence[SlotTokens], lengths: Sequence[int], capacity: int, vocabulary: int, adapters: int = 0) -> None:
     """Refuse a step before it changes anything; `lengths` are the tokens held by each slot. Raises EngineError."""
     if not batch:
         raise EngineError("a step needs at least one slot with tokens")
@@ -87,6 +94,9 @@ def check_step(batch: Sequence[SlotTokens], lengths: Sequence[int], capacity: in
             raise EngineError(f"slot {slot} holds {lengths[slot]} tokens; {len(tokens)} more exceed its capacity of {capacity} tokens")
         if min(tokens) < 0 or max(tokens) >= vocabulary:
             raise EngineError(f"slot {slot}: a token id is outside the vocabulary of {vocabulary}")
+    for item in batch:
+        if not 0 <= item.adapter <= adapters:
+            raise EngineError(f"slot {item.slot}: there is no adapter {item.adapter}; the model was converted with {adapters}")
 
 
 def _count(values: Mapping[str, Any], name: str, path: Path) -> int:

@@ -118,6 +118,8 @@ class OnnxGenerationEngine:
         self._ids = np.zeros((cache.slots, 1), np.int64)
         self._chunk = np.zeros((1, cache.capacity), np.int64)
         self._seqlens = np.zeros(cache.slots, np.int32)
+        self._adapters = len(facts.adapters)
+        self._adapter = np.zeros(cache.slots, np.int64)
         self._total = np.zeros((), np.int32)
         self._num_logits = np.ones((), np.int64)
         self._logits = np.zeros((cache.slots, 1, facts.vocabulary), np.float32)
@@ -135,7 +137,7 @@ class OnnxGenerationEngine:
     def step(self, batch: Sequence[SlotTokens]) -> np.ndarray:
         if self._session is None:
             raise EngineError(f"{self._artefact} was closed; open it again")
-        check_step(batch, self._cache.lengths, self._cache.capacity, self.vocabulary)
+        check_step(batch, self._cache.lengths, self._cache.capacity, self.vocabulary, self._adapters)
         running = [item for item in batch if len(item.tokens) == 1]
         if running:
             first = self._cache.gather([item.slot for item in running])
@@ -157,6 +159,7 @@ class OnnxGenerationEngine:
         for item in running:
             row = self._cache.rows[item.slot]
             self._ids[row] = item.tokens[0]
+            self._adapter[row] = item.adapter
             self._seqlens[row] = self._cache.lengths[item.slot]
         self._run(first, len(running), self._ids[first : first + len(running)])
         for item in running:
@@ -167,9 +170,10 @@ class OnnxGenerationEngine:
         count = len(item.tokens)
         if self._cache.lengths[item.slot] and not CONTINUES_PROMPTS:
             for token in item.tokens:
-                self._decode([SlotTokens(item.slot, [token])], row)
+                self._decode([SlotTokens(item.slot, [token], item.adapter)], row)
             return
         self._chunk[0, :count] = item.tokens
+        self._adapter[row] = item.adapter
         self._seqlens[row] = self._cache.lengths[item.slot] + count - 1
         self._run(row, 1, self._chunk[:, :count])
         self._cache.lengths[item.slot] += count
@@ -194,6 +198,8 @@ class OnnxGenerationEngine:
             "total_sequence_length": self._total,
             "num_logits": self._num_logits,
         }
+        if self._adapters:
+            inputs["adapter"] = self._adapter[rows]
         outputs: Dict[str, np.ndarray] = {"logits": self._logits[rows]}
         for name, buffer in self._cache.buffers.items():
             inputs[f"past_key_values.{name}"] = outputs[f"present.{name}"] = buffer[rows]
@@ -232,7 +238,7 @@ def _open_session(path: Path, options: EngineOptions) -> Any:
 def _check_decoder(session: Any, facts: DecoderFacts, folder: Path) -> None:
     inputs = {spec.name: spec for spec in map(_spec, session.get_inputs())}
     outputs = {value.name for value in session.get_outputs()}
-    wanted = {"input_ids": 2, "seqlens_k": 1, "total_sequence_length": 0, "num_logits": 0}
+    wanted = {"input_ids": 2, "seqlens_k": 1, "total_sequence_length": 0, "num_logits": 0, **({"adapter": 1} if facts.adapters else {})}
     parts = [f"{index}.{part}" for index in range(facts.layers) for part in ("key", "value")]
     problems: List[str] = [f"input {name}" for name, rank in wanted.items() if name not in inputs or len(inputs[name].shape) != rank]
     for part in parts:

@@ -107,7 +107,7 @@ class TensorRtGenerationEngine:
 
     def step(self, batch: Sequence[SlotTokens]) -> np.ndarray:
         self._check_usable()
-        check_step(batch, self._cache.lengths, self._cache.capacity, self.vocabulary)
+        check_step(batch, self._cache.lengths, self._cache.capacity, self.vocabulary, len(self._facts.adapters))
         places = {item.slot: place for place, item in enumerate(batch)}
         running = [item for item in batch if len(item.tokens) == 1]
         for start in range(0, len(running), self._rows_most):
@@ -143,7 +143,7 @@ class TensorRtGenerationEngine:
         held = [self._cache.lengths[item.slot] for item in group]
         past = self._cache.row_tokens if len(group) > 1 else self._past_tokens(held[0])
         is_behind = len(group) == 1 and not self._captures and self._is_aligned(held[0])
-        logits = self._run([item.tokens for item in group], held, first, past, is_behind)
+        logits = self._run([item.tokens for item in group], held, [item.adapter for item in group], first, past, is_behind)
         for item in group:
             self._cache.lengths[item.slot] += 1
         return logits
@@ -155,16 +155,18 @@ class TensorRtGenerationEngine:
             tokens = item.tokens[start : start + self._bounds.piece]
             held = self._cache.lengths[item.slot]
             past = max(held, self._bounds.past_least, 1)
-            logits = self._run([tokens], [held], row, past, self._is_aligned(held))
+            logits = self._run([tokens], [held], [item.adapter], row, past, self._is_aligned(held))
             self._cache.lengths[item.slot] += len(tokens)
         return logits
 
-    def _run(self, tokens: Sequence[Sequence[int]], held: Sequence[int], first: int, past: int, is_behind: bool) -> np.ndarray:
+    def _run(
+        self, tokens: Sequence[Sequence[int]], held: Sequence[int], adapters: Sequence[int], first: int, past: int, is_behind: bool
+    ) -> np.ndarray:
         """Logits [rows, vocabulary] after the last of `tokens` of each row; `is_behind`: new keys go straight behind the past."""
         rows, count = len(tokens), len(tokens[0])
         if not is_behind:
             self._provide_new(rows * count)
-        shapes = self._fill(tokens, held)
+        shapes = self._fill(tokens, held, adapters)
         shape = (rows, past, self._facts.kv_heads, self._facts.head_dim)
         addresses = {name: buffer.address for name, buffer in self._buffers.items()}
         addresses["logits"] = self._logits.address
@@ -192,9 +194,9 @@ class TensorRtGenerationEngine:
             self._memory.synchronize()
         return self._logits.view("float32", (rows, self.vocabulary))
 
-    def _fill(self, tokens: Sequence[Sequence[int]], held: Sequence[int]) -> Dict[str, Tuple[int, ...]]:
+    def _fill(self, tokens: Sequence[Sequence[int]], held: Sequence[int], adapters: Sequence[int]) -> Dict[str, Tuple[int, ...]]:
         rows, count = len(tokens), len(tokens[0])
-        values = {"input_ids": tokens, "lengths": held, "logits_at": [[count - 1]] * rows, "adapter": [0] * rows}
+        values = {"input_ids": tokens, "lengths": held, "logits_at": [[count - 1]] * rows, "adapter": adapters}
         shapes: Dict[str, Tuple[int, ...]] = {"input_ids": (rows, count), "lengths": (rows,), "logits_at": (rows, 1), "adapter": (rows,)}
         for name, buffer in self._buffers.items():
             buffer.view(self._inputs[name].dtype, shapes[name])[...] = values[name]
