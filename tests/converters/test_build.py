@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from models.catalog import load_catalog
+from models.device import probe_device
 from models.engine_record import read_engine
 from models.engines import EngineOptions, SlotTokens, open_generation_engine
+from models.record import to_mapping
 from models.store import open_store
 from tests.conftest import ROOT
 from tests.converters.manifests import detection, generation, request
@@ -146,3 +152,94 @@ def test_an_ended_build_leaves_no_half_result(tmp_path: Path, tiny: dict[str, An
     assert not list((store / "temporary").iterdir())
     status, lines = run(tiny)
     assert (status, lines[-1]["result"]["is_reused"]) == (0, False)
+
+
+def test_a_build_that_takes_too_long_is_ended(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    # Another holds the lock of this engine, so the build waits.
+    from converters.build import KINDS, engine_key
+    from converters.ladder import Place, Step
+    from converters.request import parse_request
+
+    asked = parse_request(json.dumps(tiny).encode())
+    store = open_store(tmp_path / "store")
+    place = Place("onnxruntime", onnxruntime.__version__)
+    key = engine_key(asked, store, KINDS["gguf", "generation"], place, Step("fp32"))
+    with store.lock(f"build-{key.digest()}", 1.0):
+        status, lines = run({**tiny, "options": {"timeout_s": 2}})
+    assert (status, lines[-1]["error"]["code"]) == (1, "timeout")
+
+
+def test_a_build_that_is_killed_says_so_and_leaves_nothing(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    with started(tiny) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if json.loads(line)["phase"] == "convert":
+                (builder,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+                os.kill(int(builder), signal.SIGKILL)
+                break
+        last = json.loads(child.stdout.read().splitlines()[-1])
+        assert child.wait(timeout=30) == 1
+    assert last["error"]["code"] == "died"
+    assert not list((tmp_path / "store" / "temporary").iterdir())
+
+
+def test_a_stopped_process_does_not_delay_the_end(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Like a runtime deep in C++: the builder handles no signal."""
+    with started(tiny) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if json.loads(line)["phase"] == "convert":
+                (builder,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+                os.kill(int(builder), signal.SIGSTOP)
+                break
+        begin = time.monotonic()
+        child.terminate()
+        assert child.wait(timeout=30) == 143
+        assert time.monotonic() - begin < 1.0
+    assert not list((tmp_path / "store" / "temporary").iterdir())
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    # A limit on the size of files fails writes like a full disk does, and needs no disk.
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(COMMAND, input=json.dumps(tiny).encode(), capture_output=True, cwd=ROOT, timeout=60, preexec_fn=limit)
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[-1])["error"]["code"] == "no_space"
+    assert open_store(tmp_path / "store").engines() == []
+    assert not list((tmp_path / "store" / "temporary").iterdir())
+
+
+def started(value: Any) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(value).encode())
+    child.stdin.close()
+    return child
+
+
+CONVEYOR = ROOT / "models" / "weights" / "conveyor_detr.onnx"
+
+
+def test_a_plan_is_not_published_where_nothing_can_prove_it(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    if probe_device().kind == "cuda":
+        pytest.skip("a device is here")
+    asked = request(to_mapping(load_catalog().find("conveyor-detr")), tmp_path / "store", model=CONVEYOR)
+    asked["options"] = {"target": "tensorrt_rtx"}
+    status, lines = run(asked)
+    assert (status, lines[-1]["error"]["code"]) == (1, "not_verified")
+    asked["options"]["accept_unverified"] = True
+    status, lines = run(asked)
+    assert status == 0, lines[-1]
+    verdict = lines[-1]["result"]["verdict"]
+    assert (verdict["passed"], verdict["status"], verdict["precision"]) == (False, "not run", "fp16")
+    engine = read_engine(Path(lines[-1]["result"]["folder"]))
+    assert engine is not None
+    assert set(engine.record.files) == {"model.plan"}
+    assert (engine.record.key.runtime, engine.record.key.device) == ("tensorrt_rtx", "cpu")
+    # Without the operator's word the one in the store does not count either.
+    asked["options"]["accept_unverified"] = False
+    assert run(asked)[1][-1]["error"]["code"] == "not_verified"
