@@ -1,4 +1,4 @@
-"""What every generation engine keeps: the fake, ONNX Runtime on a decoder of two layers."""
+"""What every generation engine keeps: the fake, ONNX Runtime, and TensorRT's engine over a fake device, on decoders of two layers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,38 @@ import pytest
 
 from models.engines import EngineError, EngineOptions, GenerationEngine, SlotTokens, open_generation_engine
 from models.engines.fake import FakeGenerationEngine
+from models.engines.tensorrt_generation import open_generation
+from tests.models.engines.fake_cuda import FakeCuda
+from tests.models.engines.fake_tensorrt import load_plan
+from tests.models.engines.standard_decoder import write_standard_plan
 from tests.models.engines.tiny_decoder import VOCABULARY, write_tiny_decoder
 
 Open = Callable[[int, int], GenerationEngine]
 
 
-@pytest.fixture(params=["fake", "onnx"])
+# Of TensorRT: discrete GPU with CUDA graphs, integrated GPU, a package without graphs, a plan for one row at a time.
+DEVICES: dict[str, dict[str, bool]] = {
+    "tensorrt": {},
+    "tensorrt mapped": {"is_mapped": True},
+    "tensorrt without graphs": {"can_capture": False},
+    "tensorrt row by row": {},
+}
+
+
+@pytest.fixture(params=["fake", "onnx", *DEVICES])
 def open_with(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens an engine with (slots, context_tokens)."""
     if request.param == "fake":
         return lambda slots, context: FakeGenerationEngine(VOCABULARY, slots, context)
+    if request.param in DEVICES:
+        rows = 1 if "row by row" in request.param else 4
+        plan_folder = write_standard_plan(tmp_path / "plan", slots=rows, chunk=16)
+
+        def open_plan(slots: int, context: int) -> GenerationEngine:
+            options = EngineOptions(slots=slots, context_tokens=context)
+            return open_generation(plan_folder, load_plan(plan_folder), FakeCuda(**DEVICES[request.param]), options)
+
+        return open_plan
     folder = write_tiny_decoder(tmp_path / "tiny")
     return lambda slots, context: open_generation_engine(folder, EngineOptions(slots=slots, context_tokens=context, threads=1))
 
@@ -42,7 +64,7 @@ def alone(engine: GenerationEngine, slot: int, prompt: list[int], count: int) ->
 
 def test_reports_its_shape_and_lengths(open_with: Open) -> None:
     engine = open_with(3, 64)
-    assert (engine.slots, engine.context_tokens, engine.vocabulary, engine.provider) == (3, 64, VOCABULARY, "cpu")
+    assert (engine.slots, engine.context_tokens, engine.vocabulary) == (3, 64, VOCABULARY)
     logits = engine.step([SlotTokens(1, [5, 6, 7]), SlotTokens(2, [8])])
     assert logits.shape == (2, VOCABULARY)
     assert logits.dtype == np.float32
