@@ -5,6 +5,7 @@ Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperato
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import onnxruntime
 
+from models.device import Device, probe_device
+from models.engine_record import read_engine
 from models.engines import EngineError, EngineOptions, SlotTokens, TensorSpec
 from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
 from models.engines.free_memory import available_bytes, memory_refusal
+from models.engines.onnx_providers import PROVIDERS, ProviderOptions, cache_folder, library_version, provider_options, refusal_of
 from models.engines.tensors import check_inputs
 
 log = logging.getLogger(__name__)
@@ -25,12 +29,6 @@ ARTEFACT = "model.onnx"
 
 # Before 1.20 (Python 3.8 has 1.19.2 at most) GroupQueryAttention attends wrongly, without a word, when several tokens follow a past.
 CONTINUES_PROMPTS = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 20)
-
-PROVIDERS: Dict[str, Tuple[str, ...]] = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-}
 
 DTYPES: Dict[str, str] = {
     "tensor(float)": "float32",
@@ -211,8 +209,9 @@ class OnnxGenerationEngine:
 
 
 def _open_session(path: Path, options: EngineOptions) -> Any:
-    if options.provider not in PROVIDERS:
-        raise EngineError(f"unknown provider {options.provider!r}; known are {', '.join(PROVIDERS)}")
+    refusal = refusal_of(options)
+    if refusal is not None:
+        raise EngineError(f"{path}: {refusal}")
     if not path.is_file():
         raise EngineError(f"{path} does not exist; convert the model first")
     wanted = PROVIDERS[options.provider]
@@ -225,14 +224,31 @@ def _open_session(path: Path, options: EngineOptions) -> Any:
     settings.log_severity_level = 3
     # Idle threads that spin take the cores of the camera pipelines beside them.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+    asked = [each for each in _providers(path, options) if each[0] in present]
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=[name for name in wanted if name in present])
+        session = onnxruntime.InferenceSession(str(path), settings, providers=asked)
     except Exception as error:  # ONNX Runtime's exceptions share no parent
         raise EngineError(f"{path} cannot be opened: {error}") from error
+    # What cannot be had is left out without a word.
     got = session.get_providers()
     if got[0] != wanted[0]:
         raise EngineError(f"{path}: asked for {wanted[0]}, got {got[0]}; check driver and CUDA libraries, or ask for provider 'cpu'")
     return session
+
+
+def _providers(path: Path, options: EngineOptions) -> ProviderOptions:
+    if options.provider == "cpu":
+        return provider_options(options, "", Device("cpu", "cpu"), "")
+    device = probe_device()
+    if device.kind != "cuda":
+        raise EngineError(f"{path}: provider {options.provider!r} needs an NVIDIA GPU and its driver: {device.reason}")
+    stored = read_engine(path.parent)
+    # Of a published engine the key; of another model the graph, whose weights may lie in a file beside it.
+    model = stored.record.key.digest() if stored else hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    version = library_version()
+    if options.provider == "tensorrt" and options.cache_folder:
+        cache_folder(options, model, device, version).mkdir(parents=True, exist_ok=True)
+    return provider_options(options, model, device, version)
 
 
 def _check_decoder(session: Any, facts: DecoderFacts, folder: Path) -> None:
