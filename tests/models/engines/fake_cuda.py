@@ -35,7 +35,7 @@ class FakeCuda:
         self.is_closed = False
         self.live: dict[int, tuple[int, np.ndarray]] = {}
         self._pinned: dict[int, int] = {}
-        self._queue: list[Callable[[], None]] = []
+        self._queue: list[Callable[[], object]] = []
         STREAMS[self.stream] = self
 
     def allocate(self, size: int) -> int:
@@ -76,7 +76,7 @@ class FakeCuda:
 
     def zero(self, target: int, size: int) -> None:
         self.check(target, size)
-        self.queue(lambda: ctypes.memset(target, 0, size) and None)
+        self.queue(lambda: ctypes.memset(target, 0, size))
 
     def synchronize(self) -> None:
         assert not self.is_capturing, "waiting is not allowed while a graph is captured"
@@ -109,7 +109,7 @@ class FakeCuda:
         assert not self.live, f"{len(self.live)} allocations were never freed"
         self.is_closed = True
 
-    def queue(self, work: Callable[[], None]) -> None:
+    def queue(self, work: Callable[[], object]) -> None:
         self._queue.append(work)
 
     def check(self, address: int, size: int) -> None:
@@ -120,7 +120,7 @@ class FakeCuda:
     def _copy(self, target: int, source: int, size: int) -> None:
         self.check(target, size)
         self.check(source, size)
-        self.queue(lambda: ctypes.memmove(target, source, size) and None)
+        self.queue(lambda: ctypes.memmove(target, source, size))
 
     def _check_pinned(self, array: np.ndarray) -> None:
         address = array.ctypes.data

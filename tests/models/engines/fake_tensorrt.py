@@ -101,7 +101,8 @@ class Engine:
         self.num_optimization_profiles = len(profiles)
 
     def get_tensor_name(self, index: int) -> str:
-        return self.names[index]
+        name: str = self.names[index]
+        return name
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in {value.name for value in self.model.graph.input} else TensorIOMode.OUTPUT

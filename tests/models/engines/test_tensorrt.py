@@ -18,8 +18,8 @@ Shape = Sequence[int | str]
 
 
 def model(inputs: dict[str, tuple[int, Shape]], nodes: Sequence[Any], outputs: dict[str, tuple[int, Shape]]) -> onnx.ModelProto:
-    values = [[helper.make_tensor_value_info(name, *facts) for name, facts in side.items()] for side in (inputs, outputs)]
-    made = helper.make_model(helper.make_graph(nodes, "tiny", *values), opset_imports=[helper.make_opsetid("", 17)])
+    given, wanted = ([helper.make_tensor_value_info(name, *facts) for name, facts in side.items()] for side in (inputs, outputs))
+    made = helper.make_model(helper.make_graph(nodes, "tiny", given, wanted), opset_imports=[helper.make_opsetid("", 17)])
     made.ir_version = 8
     return made
 

@@ -165,5 +165,5 @@ def test_the_real_runtime_without_a_driver_ends_in_our_error(tmp_path: Path) -> 
 def test_open_engine_finds_the_plan_and_asks_the_driver_first(tmp_path: Path) -> None:
     folder = build_rtx_plan(tmp_path)
     (folder / "model.onnx").write_bytes(b"not what is opened")
-    with pytest.raises(EngineError, match="model.plan needs an NVIDIA GPU and its driver"):
+    with pytest.raises(EngineError, match=r"model.plan needs an NVIDIA GPU and its driver"):
         open_engine(folder)
