@@ -13,6 +13,8 @@ from converters.errors import ConversionError, unsupported
 MAX_LAYERS = 1024
 MAX_HEADS = 1024
 MAX_WIDTH = 1 << 20
+# What GroupQueryAttention of ONNX Runtime turns at a time.
+HEAD_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def check_decoder(source: DecoderSource, decoder: Decoder) -> None:
     """
     file = source.path.name
     for is_unsupported, reason in (
-        (decoder.head_dim % 8, f"head dimension {decoder.head_dim} is not a multiple of 8"),
+        (decoder.head_dim % HEAD_MULTIPLE, f"head dimension {decoder.head_dim} is not a multiple of {HEAD_MULTIPLE}"),
         (decoder.heads % decoder.kv_heads, f"{decoder.heads} heads cannot share {decoder.kv_heads} key-value heads evenly"),
     ):
         if is_unsupported:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.decoder import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Decoder, check_decoder
+from converters.decoder import HEAD_MULTIPLE, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Decoder, check_decoder
 from converters.decoder_source import Matrix
 from converters.errors import ConversionError, unsupported
 from converters.json_object import JsonObject, read_json_object
@@ -135,7 +135,7 @@ def _refuse_unknown_parts(config: JsonObject, rope: JsonObject, decoder: Decoder
     window = config.integer("sliding_window", 0 if "sliding_window" in config.values else MISTRAL_WINDOW) if slides else 0
     partial = config.number("partial_rotary_factor", rope.number("partial_rotary_factor", 1.0))
     for is_unsupported, reason in (
-        (decoder.head_dim % 8, f"head dimension {decoder.head_dim} is not a multiple of 8"),
+        (decoder.head_dim % HEAD_MULTIPLE, f"head dimension {decoder.head_dim} is not a multiple of {HEAD_MULTIPLE}"),
         (config.text("hidden_act", "silu") != "silu", f"activation {config.values.get('hidden_act')!r}; only silu is implemented"),
         ("quantization_config" in config, "weights that are quantised already (quantization_config); use the original ones, or a GGUF"),
         (partial != 1.0, "partial RoPE is not implemented"),

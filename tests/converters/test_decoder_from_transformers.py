@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
     "partial rotation": ({"partial_rotary_factor": 0.5}, "partial RoPE"),
     "sliding window": ({"model_type": "mistral", "sliding_window": 64}, "context_tokens=64"),
-    "head": ({"head_dim": 12}, "multiple of 8"),
+    "head": ({"head_dim": 24}, "multiple of 16"),
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from converters.quantised_blocks import BLOCK_LAYOUTS
+from converters.quantised_blocks import BLOCK_LAYOUTS, BlockLayout
 from tests.converters.tiny_gguf import KINDS, random_tensor
 
 
@@ -95,3 +95,12 @@ def test_plain_floats_are_read_as_they_are(name: str) -> None:
     found = layout.dequantise(np.frombuffer(tensor.data, np.uint8).reshape(2, 5, layout.bytes))
     truth = (np.random.default_rng(1).standard_normal((2, 5)) * 0.05).astype(np.float32)
     np.testing.assert_allclose(found, truth, rtol={"F32": 0, "F16": 1e-3, "BF16": 8e-3}[name])
+
+
+@pytest.mark.parametrize("layout", BLOCK_LAYOUTS.values(), ids=lambda layout: layout.name)
+def test_unpacking_equals_that_of_the_format_s_own_library(layout: BlockLayout) -> None:
+    quants = pytest.importorskip("gguf.quants")
+    tensor = random_tensor(np.random.default_rng(2), layout.name, 4, 3 * layout.values)
+    raw = np.frombuffer(tensor.data, np.uint8).reshape(4, 3, layout.bytes)
+    expected = quants.dequantize(raw.reshape(4, -1), quants.GGMLQuantizationType[layout.name])
+    np.testing.assert_allclose(layout.dequantise(raw), expected, rtol=1e-6, atol=1e-8)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from converters.causal_model import model_from_gguf
 from converters.decoder_from_gguf import decoder_from_gguf
 from converters.decoder_session import DecoderSession
 from converters.gguf import read_gguf
+from converters.onnx_from_causal_model import onnx_from_causal_model
 from converters.onnx_from_gguf import onnx_from_gguf
 from converters.reference import ReferenceDecoder
+from converters.standard_operators import StandardForm
 from converters.verify_generation import verify_generation
 from tests.models.tasks.conftest import pulled
 
@@ -65,10 +68,32 @@ def test_divergence_from_the_reference(source: Path, folder: Path, tmp_path: Pat
     verdict = verify_generation(gguf, decoder_from_gguf(gguf), folder, "float32", 0.01, 2, lambda fraction, message: None)
     assert verdict.passed
     assert verdict.figures["mean_kl"] < 1e-8
-    gguf, decoder = onnx_from_gguf(source, tmp_path, "int8", lambda fraction, message: None)
-    rounded = verify_generation(gguf, decoder, tmp_path, "int8", 0.01, 2, lambda fraction, message: None)
+    weights, decoder = onnx_from_gguf(source, tmp_path, "int8", lambda fraction, message: None)
+    rounded = verify_generation(weights, decoder, tmp_path, "int8", 0.01, 2, lambda fraction, message: None)
     assert rounded.passed
     assert 1e-4 < rounded.figures["mean_kl"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("form", "mean_kl"),
+    [(StandardForm("float32"), 1e-8), pytest.param(StandardForm("float16", (4, 8)), 1e-4, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_the_standard_form_is_the_same_model(source: Path, tmp_path: Path, form: StandardForm, mean_kl: float) -> None:
+    model = model_from_gguf(source, 256)
+    onnx_from_causal_model(model, tmp_path, form, lambda fraction, message: None)
+    session, reference = DecoderSession(tmp_path, model.decoder, capacity=160), ReferenceDecoder(model.source, model.decoder)
+    tokens = model.vocabulary.tokenizer.encode(f"{SYSTEM}<|im_start|>user\n{QUESTIONS[0]}<|im_end|>\n<|im_start|>assistant\n").ids
+    answer = reference.greedy(tokens, 8)
+    reference.clear()
+    expected = reference.step([*tokens, *answer])
+    # The prompt in pieces, then token by token what the reference chose.
+    found = [session.step([tokens[:16]], [0], 16)[0], session.step([tokens[16:]], [16], len(tokens) - 16)[0]]
+    found += [session.step([[token]], [len(tokens) + place])[0] for place, token in enumerate(answer)]
+    logits = np.concatenate(found)
+    assert logits[len(tokens) - 1 : -1].argmax(axis=-1).tolist() == answer
+    wanted, given = (values - np.logaddexp.reduce(values, axis=-1, keepdims=True) for values in map(np.float64, (expected, logits)))
+    assert 0 < np.mean(np.sum(np.exp(wanted) * (wanted - given), axis=-1)) < mean_kl
 
 
 def test_text_is_cut_as_the_model_was_trained(folder: Path) -> None:
