@@ -109,13 +109,13 @@ def parse_error(errors: Sequence[Any], messages: Sequence[str]) -> PlanError:
     """The error of an ONNX parser. errors: its ParserErrors; before TensorRT 10 they know no names, but the log has them."""
     if not errors:
         return build_error(messages, "the ONNX parser gave up without a reason")
-    first = errors[0]
-    node = first.node_name() if hasattr(first, "node_name") else _said(_BEGIN, "node", messages)
-    operator = first.node_operator() if hasattr(first, "node_operator") else _said(_PARSING, "operator", messages)
-    code = getattr(first.code(), "name", str(first.code()))
-    found = build_error([f"{code}: {first.desc()}"], "")
+    parser_error = errors[0]
+    node = parser_error.node_name() if hasattr(parser_error, "node_name") else _said(_BEGIN, "node", messages)
+    operator = parser_error.node_operator() if hasattr(parser_error, "node_operator") else _said(_PARSING, "operator", messages)
+    code = getattr(parser_error.code(), "name", str(parser_error.code()))
+    found = build_error([f"{code}: {parser_error.desc()}"], "")
     kind = found.code if found.code != "failed" else "unsupported_operator" if code.startswith("UNSUPPORTED") else "parse"
-    place = f"node {node or first.node()} ({operator}): " if operator else ""
+    place = f"node {node or parser_error.node()} ({operator}): " if operator else ""
     more = f"; {len(errors) - 1} more after it" if len(errors) > 1 else ""
     return PlanError(kind, f"{place}{found}{more}", node, operator)
 

@@ -22,7 +22,6 @@ class Capabilities:
     has_timing_cache       all but RTX, where it does nothing
     has_level              from 8.6 on: builder_optimization_level
     has_version_compatible, has_hardware_compatible   from 8.6 on
-    has_plugins            a library of plug-ins to be registered; RTX has none
     """
 
     name: str
@@ -35,7 +34,6 @@ class Capabilities:
     has_level: bool
     has_version_compatible: bool
     has_hardware_compatible: bool
-    has_plugins: bool
 
 
 def load_module(name: str) -> Any:
@@ -64,7 +62,6 @@ def capabilities_of(trt: Any) -> Capabilities:
         has_version_compatible=hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE"),
         # RTX's plans are portable from Ampere on without it, and it refuses the field.
         has_hardware_compatible=hasattr(trt.IBuilderConfig, "hardware_compatibility_level") and not is_rtx,
-        has_plugins=hasattr(trt, "init_libnvinfer_plugins"),
     )
 
 

@@ -124,11 +124,11 @@ def set_precision(trt: Any, capabilities: Capabilities, request: PlanRequest, ne
     return len(pinned)
 
 
-def matches(layer: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a layer comes from a node that a pattern names: the parser calls further layers of a node NAME_1, NAME_2…"""
-    stem = layer.rstrip("0123456789")
-    node = stem[:-1] if stem != layer and stem.endswith("_") else layer
-    return any(fnmatchcase(name, pattern) for name in (layer, node) for pattern in patterns)
+    stem = name.rstrip("0123456789")
+    node = stem[:-1] if stem != name and stem.endswith("_") else name
+    return any(fnmatchcase(each, pattern) for each in (name, node) for pattern in patterns)
 
 
 def use_accelerator(trt: Any, request: PlanRequest, builder: Any, network: Any, config: Any) -> Tuple[int, int]:

@@ -64,8 +64,7 @@ def build_plan(request: PlanRequest, report: Report, is_cancelled: Callable[[], 
     # Everything that TensorRT holds a pointer to stays in a variable of this function: it counts no references, and would crash.
     logger = new_logger(trt, messages, None if capabilities.has_progress else progress.read)
     builder = open_builder(trt, logger)
-    if capabilities.has_plugins:
-        trt.init_libnvinfer_plugins(logger, "")
+    trt.init_libnvinfer_plugins(logger, "")
     report("parse", 0.01, f"{request.onnx.name} with {capabilities.name}")
     network = networks.create_network(trt, capabilities, request, builder)
     parser = networks.parse(trt, request, network, logger, messages)

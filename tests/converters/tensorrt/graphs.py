@@ -66,7 +66,7 @@ def convolutions(path: Path, kind: type[np.floating[Any]] = np.float32, is_quant
     rng = np.random.default_rng(6)
     first, second = (rng.standard_normal(shape) * 0.1 for shape in ((CHANNELS, 3, 3, 3), (CHANNELS, CHANNELS, 3, 3)))
     weights: dict[str, Any] = {}
-    nodes = []
+    nodes: list[Any] = []
     source = "pixels"
     for index, weight in enumerate((first, second)):
         name = f"weight_{index}"
