@@ -20,6 +20,7 @@ from converters.decoder import rope_tables
 from converters.decoder_graph import Progress
 from converters.decoder_source import Matrix, interleaved_order, with_rows
 from converters.errors import ConversionError, unsupported
+from converters.generation_folder import write_beside
 from converters.quantised_blocks import Blocks
 from models.engines.native.weights import ARTEFACT, BLOCK, LANES, LIBRARY, WeightsWriter, cpu_identity
 
@@ -31,7 +32,7 @@ MAX_LOG = 600
 
 
 def native_from_causal_model(model: CausalModel, folder: Path, progress: Progress) -> None:
-    """Write `model.native` and `decoder.so`. Raises ConversionError."""
+    """Write `model.native`, `decoder.so` and what lies beside them. Raises ConversionError."""
     decoder, source = model.decoder, model.source
     _refuse(model)
     compile_library(folder)
@@ -57,6 +58,8 @@ def native_from_causal_model(model: CausalModel, folder: Path, progress: Progres
                     bias = source.float32(f"{name}.bias")
                     weights.array(f"{name}.bias", bias if rows is None else bias[rows])
         weights.write(folder / ARTEFACT, cpu_identity(), decoder.rms_epsilon, decoder.feed_forward)
+    write_beside(model, folder, {"activations": "int8"})
+    progress(1.0, "written")
 
 
 def find_compiler() -> str | None:

@@ -97,19 +97,7 @@ INLINE vi multiply4(vi total, quads codes, int32_t x) {
 #define multiply8 multiply4
 enum { SHIFTS_SIGNED = 0 };
 #else
-typedef struct { int8_t code[64]; } quads;
-INLINE quads load_quads(const uint8_t *from) { quads codes; memcpy(&codes, from, 64); return codes; }
-INLINE quads low_half(quads codes) { for (int i = 0; i < 64; i++) codes.code[i] &= 15; return codes; }
-INLINE quads high_half(quads codes) { for (int i = 0; i < 64; i++) codes.code[i] = (int8_t)((uint8_t)codes.code[i] >> 4); return codes; }
-INLINE quads as_unsigned(quads codes) { return codes; }
-INLINE vi multiply4(vi total, quads codes, int32_t x) {
-    int8_t parts[4];
-    memcpy(parts, &x, 4);
-    for (int i = 0; i < 64; i++) total[i / 4] += codes.code[i] * parts[i % 4];
-    return total;
-}
-#define multiply8 multiply4
-enum { SHIFTS_SIGNED = 0 };
+#error "the native engine is written for AVX2, AVX-512 and NEON"
 #endif
 
 enum { BLOCK = 32, QUADS = 8, TILE = 8, CODES4 = 256, CODES8 = 512 };
@@ -127,10 +115,9 @@ INLINE rounded row_of(rounded x, int blocks, int row) {
     return (rounded){x.codes + at * BLOCK, x.scale + at, x.sum + at, x.total + at};
 }
 
-/* One group of 16 matrix rows times `tile` rows of activations, to[t * stride]. All but the pointers is constant where it is inlined. */
-INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int tile, float *to, int stride, int adds, int bits, int has_offset,
-                          int is_wide) {
-    const int blocks = matrix->columns / BLOCK;
+/* One group of 16 matrix rows times `tile` rows of activations, to[t * stride]. `tile` and `bits` are constants where it is inlined. */
+INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int tile, float *to, int stride, int adds, int bits) {
+    const int blocks = matrix->columns / BLOCK, has_offset = matrix->has_offset, is_wide = matrix->is_wide;
     const size_t bytes = record_bytes(bits, has_offset, is_wide);
     const uint8_t *record = matrix->records + (size_t)group * blocks * bytes;
     vf totals[TILE];
@@ -174,13 +161,12 @@ INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int til
     }
 }
 
-INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds, int bits, int has_offset,
-                          int is_wide) {
+INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds, int bits) {
     const int blocks = matrix->columns / BLOCK;
     int t = 0;
 #define TILES(tile)                                                                                                                 \
     for (; t + (tile) <= count; t += (tile))                                                                                        \
-        multiply_tile(matrix, group, row_of(x, blocks, t), tile, to + (size_t)t * stride, stride, adds, bits, has_offset, is_wide);
+        multiply_tile(matrix, group, row_of(x, blocks, t), tile, to + (size_t)t * stride, stride, adds, bits);
     TILES(8)
     TILES(4)
     TILES(2)
@@ -190,19 +176,8 @@ INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int cou
 
 /* Rows `group * 16` and 15 more of matrix @ x.T, for all rows of x, to[row * stride]; added to what is there if `adds`. */
 static void multiply_group(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds) {
-#define FORM(bits, has_offset, is_wide)                                                                                             \
-    case (bits) + 2 * (has_offset) + (is_wide): multiply_rows(matrix, group, x, count, to, stride, adds, bits, has_offset, is_wide); break;
-    switch (matrix->bits + 2 * matrix->has_offset + matrix->is_wide) {
-        FORM(4, 0, 0)
-        FORM(4, 0, 1)
-        FORM(4, 1, 0)
-        FORM(4, 1, 1)
-        FORM(8, 0, 0)
-        FORM(8, 0, 1)
-        FORM(8, 1, 0)
-        FORM(8, 1, 1)
-    }
-#undef FORM
+    if (matrix->bits == 4) multiply_rows(matrix, group, x, count, to, stride, adds, 4);
+    else multiply_rows(matrix, group, x, count, to, stride, adds, 8);
 }
 
 /* Round a row to int8, block by block. */

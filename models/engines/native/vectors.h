@@ -23,48 +23,6 @@ INLINE vf splat(float value) { return value - (vf){0}; }
 INLINE vf load(const float *from) { return *(const vf_u *)from; }
 INLINE void store(float *to, vf value) { *(vf_u *)to = value; }
 
-INLINE float half_to_float(uint16_t half) {
-#if defined(__F16C__)
-    return _cvtsh_ss(half);
-#elif defined(__aarch64__)
-    __fp16 value;
-    memcpy(&value, &half, 2);
-    return value;
-#else
-    uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
-    float size;
-    memcpy(&size, &bits, 4);
-    size *= 0x1p112f;
-    return half & 0x8000 ? -size : size;
-#endif
-}
-
-INLINE uint16_t float_to_half(float value) {
-#if defined(__F16C__)
-    return _cvtss_sh(value, 0);
-#elif defined(__aarch64__)
-    __fp16 half = (__fp16)value;
-    uint16_t bits;
-    memcpy(&bits, &half, 2);
-    return bits;
-#else
-    /* Adding a number whose last digit is the half's last digit rounds to it, to even. */
-    uint32_t bits, sign;
-    memcpy(&bits, &value, 4);
-    sign = bits >> 16 & 0x8000;
-    float size = fabsf(value);
-    if (size >= 65520.0f) return (uint16_t)(sign | 0x7c00);
-    uint32_t exponent = bits >> 23 & 255;
-    uint32_t unit_bits = ((exponent < 113 ? 113 : exponent) + 13) << 23;
-    float unit;
-    memcpy(&unit, &unit_bits, 4);
-    float rounded = (size + unit) - unit;
-    rounded *= 0x1p-112f;
-    memcpy(&bits, &rounded, 4);
-    return (uint16_t)(sign | bits >> 13);
-#endif
-}
-
 INLINE vf load_half(const uint16_t *from) {
 #if defined(__AVX512F__)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
@@ -72,14 +30,10 @@ INLINE vf load_half(const uint16_t *from) {
     union { vf all; float32x4_t part[4]; } value;
     for (int i = 0; i < 4; i++) value.part[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i)));
     return value.all;
-#elif defined(__F16C__)
+#else
     union { vf all; __m256 part[2]; } value;
     for (int i = 0; i < 2; i++) value.part[i] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from + i));
     return value.all;
-#else
-    vf value;
-    for (int i = 0; i < LANES; i++) value[i] = half_to_float(from[i]);
-    return value;
 #endif
 }
 
@@ -89,11 +43,9 @@ INLINE void store_half(uint16_t *to, vf value) {
 #elif defined(__aarch64__)
     union { vf all; float32x4_t part[4]; } parts = {value};
     for (int i = 0; i < 4; i++) vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(parts.part[i])));
-#elif defined(__F16C__)
+#else
     union { vf all; __m256 part[2]; } parts = {value};
     for (int i = 0; i < 2; i++) _mm_storeu_si128((__m128i *)to + i, _mm256_cvtps_ph(parts.part[i], 0));
-#else
-    for (int i = 0; i < LANES; i++) to[i] = float_to_half(value[i]);
 #endif
 }
 

@@ -1,0 +1,204 @@
+"""The native engine against the numpy reference: each weight format, architecture and instruction set, and any cut of the work."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from converters.causal_model import model_from_gguf
+from converters.errors import ConversionError
+from converters.native_from_causal_model import compile_library, find_compiler, native_from_causal_model
+from converters.reference import ReferenceDecoder
+from models.engines import EngineError, EngineOptions, SlotTokens, open_generation_engine
+from models.engines.native import NativeGenerationEngine
+from tests.converters.tiny_gguf import VOCABULARY, Recipe, write_decoder
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C compiler: the native engine is not built here")
+
+TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 300).tolist()
+INSTRUCTIONS = {
+    "widest": (),
+    "avx2": ("-march=haswell",),
+}
+
+
+# Compiles once for each set of options, as ccache would; $CC is how an operator names a compiler too.
+CACHING_COMPILER = """#!/bin/sh
+[ "$1" = --version ] && exec {compiler} --version
+for word in "$@"; do
+  if [ "$previous" = -o ]; then target=$word; elif [ "$word" != -o ]; then options="$options $word"; fi
+  previous=$word
+done
+kept={folder}/$(echo "$options" | sha256sum | cut -c1-16)
+[ -e "$kept" ] || {compiler} $options -o "$kept" || exit 1
+cp "$kept" "$target"
+"""
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiler")
+    script = folder / "cc"
+    script.write_text(CACHING_COMPILER.format(compiler=find_compiler(), folder=folder))
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture(autouse=True)
+def caching(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", str(compiler))
+
+
+def opened(folder: Path, slots: int = 3, context: int = 512, threads: int = 2) -> NativeGenerationEngine:
+    engine = open_generation_engine(folder, EngineOptions(slots=slots, context_tokens=context, threads=threads))
+    assert isinstance(engine, NativeGenerationEngine)
+    return engine
+
+
+def convert(folder: Path, recipe: Recipe) -> ReferenceDecoder:
+    folder.mkdir()
+    recipe = replace(recipe, metadata={f"{recipe.architecture}.context_length": 2048})
+    model = model_from_gguf(write_decoder(folder.parent / f"{folder.name}.gguf", recipe))
+    native_from_causal_model(model, folder, lambda fraction, message: None)
+    return ReferenceDecoder(model.source, model.decoder)
+
+
+def mean_kl(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        normed: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return normed
+
+    source, result = log_softmax(expected), log_softmax(found)
+    return float((np.exp(source) * (source - result)).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16"])
+def test_each_weight_format_gives_the_logits_of_the_reference(kind: str, tmp_path: Path) -> None:
+    reference = convert(tmp_path / kind, Recipe(kind=kind, embedding_kind="Q8_0" if kind == "F16" else kind))
+    engine = opened(tmp_path / kind)
+    assert mean_kl(reference.step(TOKENS[:40]), engine.all_logits(SlotTokens(0, TOKENS[:40]))) < 2e-3
+    engine.close()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_each_architecture_gives_the_logits_of_the_reference(architecture: str, tmp_path: Path) -> None:
+    reference = convert(tmp_path / "engine", Recipe(architecture=architecture))
+    engine = opened(tmp_path / "engine")
+    assert mean_kl(reference.step(TOKENS), engine.all_logits(SlotTokens(2, TOKENS))) < 2e-3
+    engine.close()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_each_instruction_set_gives_the_logits_of_the_reference(instructions: str, kind: str, tmp_path: Path) -> None:
+    reference = convert(tmp_path / "engine", Recipe(kind=kind))
+    compile_library(tmp_path / "engine", INSTRUCTIONS[instructions])
+    engine = opened(tmp_path / "engine")
+    assert mean_kl(reference.step(TOKENS[:60]), engine.all_logits(SlotTokens(0, TOKENS[:60]))) < 2e-3
+    engine.close()
+
+
+def test_no_cut_of_a_prompt_and_no_neighbour_changes_a_bit(tmp_path: Path) -> None:
+    convert(tmp_path / "engine", Recipe())
+    engine = opened(tmp_path / "engine")
+    whole = engine.all_logits(SlotTokens(0, TOKENS))
+    single = np.concatenate([engine.step([SlotTokens(1, [token])]).copy() for token in TOKENS])
+    np.testing.assert_array_equal(single, whole)
+    engine.truncate(1, 0)
+    random = np.random.default_rng(2)
+    engine.truncate(0, 0)
+    at = 0
+    while at < len(TOKENS):
+        piece = TOKENS[at : at + int(random.integers(1, 70))]
+        at += len(piece)
+        if engine.length(1) > 400:
+            engine.truncate(1, 0)
+        neighbour = SlotTokens(1, random.integers(0, VOCABULARY, int(random.integers(1, 40))).tolist())
+        logits = engine.step([neighbour, SlotTokens(0, piece)])
+        np.testing.assert_array_equal(logits[1], whole[at - 1])
+    engine.copy(0, 2, 123)
+    np.testing.assert_array_equal(engine.step([SlotTokens(2, TOKENS[123:])])[0], whole[-1])
+    engine.truncate(2, 77)
+    np.testing.assert_array_equal(engine.step([SlotTokens(2, TOKENS[77:90])])[0], whole[89])
+    engine.close()
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
+    convert(tmp_path / "engine", Recipe())
+    answers = []
+    for threads in (1, 2, 7):
+        engine = opened(tmp_path / "engine", threads=threads)
+        answers.append(engine.all_logits(SlotTokens(0, TOKENS)))
+        engine.close()
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_array_equal(answers[0], answers[2])
+
+
+def test_more_than_a_step_takes_goes_in_pieces(tmp_path: Path) -> None:
+    convert(tmp_path / "engine", Recipe())
+    engine = opened(tmp_path / "engine", slots=2, context=1024)
+    long = TOKENS * 3
+    together = engine.step([SlotTokens(0, long), SlotTokens(1, TOKENS[:9])]).copy()
+    engine.truncate(0, 0)
+    engine.truncate(1, 0)
+    np.testing.assert_array_equal(together[0], engine.all_logits(SlotTokens(0, long))[-1])
+    np.testing.assert_array_equal(together[1], engine.step([SlotTokens(1, TOKENS[:9])])[0])
+    engine.close()
+
+
+def test_what_does_not_fit_is_refused_in_words(tmp_path: Path) -> None:
+    convert(tmp_path / "engine", Recipe())
+    engine = opened(tmp_path / "engine", slots=1, context=16)
+    with pytest.raises(EngineError, match="exceed its capacity of 16"):
+        engine.step([SlotTokens(0, TOKENS[:17])])
+    with pytest.raises(EngineError, match="no adapter 1"):
+        engine.step([SlotTokens(0, TOKENS[:1], 1)])
+    engine.close()
+    with pytest.raises(EngineError, match="was closed"):
+        engine.step([SlotTokens(0, TOKENS[:1])])
+    with pytest.raises(EngineError, match="MiB of KV cache"):
+        open_generation_engine(tmp_path / "engine", EngineOptions(slots=100_000_000, context_tokens=256))
+
+
+@pytest.mark.parametrize("damage", ["short", "magic", "cpu", "library"])
+def test_a_damaged_or_foreign_engine_is_refused(damage: str, tmp_path: Path) -> None:
+    convert(tmp_path / "engine", Recipe())
+    path = tmp_path / "engine" / "model.native"
+    text = path.read_bytes()
+    path.unlink()
+    damaged = {
+        "short": (text[:-100], "does not lie whole"),
+        "magic": (b"NOTHING!" + text[8:], "is no model.native"),
+        "cpu": (text.replace(b'"cpu":"', b'"cpu":"X', 1).replace(b" ", b"", 1), "convert the model on this device"),
+        "library": (text, "cannot be loaded"),
+    }
+    path.write_bytes(damaged[damage][0])
+    if damage == "library":
+        library = tmp_path / "engine" / "decoder.so"
+        library.unlink()
+        library.write_bytes(b"\x7fELF nonsense")
+    with pytest.raises(EngineError, match=damaged[damage][1]):
+        opened(tmp_path / "engine")
+
+
+def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ConversionError, match="install gcc"):
+        compile_library(tmp_path)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    false = shutil.which("false")
+    assert false is not None
+    monkeypatch.setenv("CC", false)
+    with pytest.raises(ConversionError, match="could not compile"):
+        compile_library(tmp_path)
