@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters import decoder_line, stateless_line
+from converters import decoder_line, native_line, stateless_line
 from converters.calibration_digest import calibration_digest
 from converters.decoder_graph import Progress
 from converters.errors import ConversionError, unsupported
@@ -26,7 +26,7 @@ from converters.verdict import Attempt, Status, Verdict, versions
 from models.durable import sha256_of
 from models.engine_record import EngineKey, StoredEngine
 from models.engines import EngineError
-from models.engines.onnx import available_bytes
+from models.engines.free_memory import available_bytes
 from models.manifest import GenerationManifest, manifest_digest
 from models.store import Store, open_store
 
@@ -41,8 +41,17 @@ Report = Callable[[str, float, str], None]
 Kinds = Mapping[tuple[str, str], Kind]
 
 _STATELESS = Kind(stateless_line.StatelessLine, stateless_line.converters, copies=5.0)
+_DECODER = Kind(
+    lambda job: native_line.NativeLine(job) if job.place.runtime == "native" else decoder_line.DecoderLine(job),
+    lambda place: native_line.converter() if place.runtime == "native" else decoder_line.converters(place),
+    copies=1.5,
+)
 KINDS: Kinds = {
-    ("gguf", "generation"): Kind(decoder_line.DecoderLine, decoder_line.converters, copies=1.5),
+    ("gguf", "generation"): _DECODER,
+    ("transformers", "generation"): _DECODER,
+    ("transformers", "embedding"): _STATELESS,
+    ("transformers", "classification"): _STATELESS,
+    ("transformers", "detection"): _STATELESS,
     ("onnx", "embedding"): _STATELESS,
     ("onnx", "classification"): _STATELESS,
     ("onnx", "detection"): _STATELESS,

@@ -135,7 +135,9 @@ class GenerationProcess(_Process):
     context_tokens: int
 
     def step(self, batch: Sequence[SlotTokens]) -> NDArray[np.float32]:
-        return self._call({"call": "step", "batch": [[item.slot, [int(token) for token in item.tokens]] for item in batch]})["logits"]
+        return self._call({"call": "step", "batch": [[item.slot, [int(token) for token in item.tokens], item.adapter] for item in batch]})[
+            "logits"
+        ]
 
     def truncate(self, slot: int, length: int) -> None:
         self._call({"call": "truncate", "slot": slot, "length": length})

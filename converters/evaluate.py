@@ -5,7 +5,7 @@ engines needs libraries which that one lacks. So the gate keeps its pre- and pos
 
 Standard input   one JSON line {"folder", "task", "options": {…fields of EngineOptions}}, then calls, each a JSON line
                      {"call": "run", "bytes": n} and n bytes of npz: one array for each input      (stateless engines)
-                     {"call": "step", "batch": [[slot, [token, …]], …]}                            (generation)
+                     {"call": "step", "batch": [[slot, [token, …], adapter], …]}                   (generation)
                      {"call": "truncate", "slot": n, "length": n}                                  (generation)
 Standard output  for the first line {"provider", "inputs": [[name, dtype, shape], …], "outputs": …} or for generation {"provider",
                  "vocabulary", "slots", "context_tokens"}; for each call a JSON line {"bytes": n} and n bytes of npz (`step`: `logits`);
@@ -79,7 +79,7 @@ def answer(engine: Any, call: Mapping[str, Any], requests: IO[bytes], answers: I
         if call.get("call") == "run":
             arrays = engine.run(read_arrays(requests, int(call["bytes"])))
         elif call.get("call") == "step":
-            batch = [SlotTokens(int(slot), [int(token) for token in tokens]) for slot, tokens in call["batch"]]
+            batch = [SlotTokens(int(slot), [int(token) for token in tokens], int(adapter)) for slot, tokens, adapter in call["batch"]]
             arrays = {"logits": engine.step(batch)}
         elif call.get("call") == "truncate":
             engine.truncate(int(call["slot"]), int(call["length"]))

@@ -95,12 +95,12 @@ def pictures_of(calibration: Path | None, count: int = INPUTS) -> list[NDArray[n
     return pictures
 
 
-def made_up_pictures(count: int = INPUTS) -> list[NDArray[np.uint8]]:
+def made_up_pictures(count: int = INPUTS, seed: int = 0) -> list[NDArray[np.uint8]]:
     """Smooth random backgrounds with flat rectangles, and the rendered belt of the demo, in turn."""
     from models.conveyor import Conveyor
 
-    rng = np.random.default_rng(0)
-    belt = Conveyor(seed=5)
+    rng = np.random.default_rng(seed)
+    belt = Conveyor(seed=5 + seed)
     return [belt.frame(3.7 * index) if index % 2 else _rectangles(rng) for index in range(count)]
 
 

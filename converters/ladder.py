@@ -43,7 +43,7 @@ class Step:
 class Place:
     """Where an engine will run.
 
-    runtime  `onnxruntime`, `tensorrt` or `tensorrt_rtx`
+    runtime  `onnxruntime`, `native`, `tensorrt` or `tensorrt_rtx`
     device   `cpu`, or the GPU in the words of an EngineKey; `sm` is 0 without one
     reason   why an engine cannot run here, where it cannot
     """
@@ -58,7 +58,7 @@ class Place:
 
     @property
     def is_tensorrt(self) -> bool:
-        return self.runtime != "onnxruntime"
+        return self.runtime in ("tensorrt", "tensorrt_rtx")
 
     @property
     def is_typed(self) -> bool:
@@ -73,27 +73,41 @@ def asked_precision(place: Place, task: str, asked: Precision, own: Precision, a
     Raises ConversionError (code `unsupported`) for what this place or task does not have.
     """
     rung = own if asked == "auto" else asked
+    if place.runtime == "native":
+        if rung not in ("auto", "int8", "int4"):
+            raise _not_here(f"precision {rung} of the native engine", "it rounds activations to int8; ask for int8, or take onnxruntime")
+        return "int8" if rung == "auto" else rung
     if rung == "auto":
         rung = "fp16" if place.is_tensorrt else "int8" if task == "generation" and activations == "int8" else "fp32"
-    if task == "generation" and not place.is_tensorrt and rung not in ("fp32", "int8"):
-        raise _not_here(f"precision {rung} of a decoder on ONNX Runtime", "its weights stay as quantised as they are; ask for fp32 or int8")
-    if rung == "int4":
-        raise _not_here("precision int4", "four-bit weights come with a GGUF; ask for fp16 or int8")
+    if task == "generation" and not place.is_tensorrt and rung not in ("fp32", "int8", "int4"):
+        raise _not_here(f"precision {rung} of a decoder on ONNX Runtime", "ask for fp32, int8 or int4")
+    if task == "generation" and not place.is_typed and rung in ("int8", "int4"):
+        raise _not_here(
+            f"precision {rung} of a decoder on TensorRT {place.version}", "blocks of integers begin with TensorRT 10; ask for fp16"
+        )
+    if rung == "int4" and task != "generation":
+        raise _not_here("precision int4", "only decoders have weights of four bits; ask for fp16 or int8")
     return rung
 
 
 def ladder(place: Place, first: Rung, task: str = "detection") -> tuple[Step, ...]:
     """The attempts from `first` down to fp32."""
+    if place.runtime == "native":
+        return (Step("int4"), Step("int8")) if first == "int4" else (Step("int8"),)
     if not place.is_tensorrt:
         return _on_onnxruntime(first, task)
     typed = place.is_typed
     steps = [
+        Step("int4", (), typed),
         Step("int8", (), typed),
         Step("fp16", (), typed),
         Step("fp16", SENSITIVE, typed),
         Step("tf32", (), typed),
         Step("fp32", (), typed),
     ]
+    if task == "generation":
+        # Normalisation and softmax of our decoders are float32 at every step.
+        steps = [step for step in steps if not step.keeps_fp32]
     if 0 < place.sm < TF32_SM:
         steps = [step for step in steps if step.precision != "tf32"]
         first = "fp32" if first == "tf32" else first
@@ -102,8 +116,8 @@ def ladder(place: Place, first: Rung, task: str = "detection") -> tuple[Step, ..
 
 def _on_onnxruntime(first: Rung, task: str) -> tuple[Step, ...]:
     # On a CPU half precision is computed in float32, so it saves memory and never time: int8 does not end there.
-    if first == "int8":
-        return (Step("int8"), Step("fp32"))
+    if first in ("int8", "int4"):
+        return (Step(first), Step("fp32"))
     if first == "fp16" and task != "generation":
         return (Step("fp16"), Step("fp16", SENSITIVE), Step("fp32"))
     return (Step("fp32"),)

@@ -6,7 +6,7 @@ from converters.errors import ConversionError
 
 MEBIBYTE = 1 << 20
 # Interpreter, ONNX, runtime and a batch of pictures, measured with the smallest model.
-FIXED_BYTES = 400 * MEBIBYTE
+FIXED_BYTES = 256 * MEBIBYTE
 LEAST_WORKSPACE = 64 * MEBIBYTE
 MOST_WORKSPACE = 4096 * MEBIBYTE
 

@@ -15,13 +15,13 @@ from converters.errors import ConversionError
 from models.manifest import Manifest, ManifestError, Precision, manifest_from_mapping
 from models.sources import base_name
 
-Target = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+Target = Literal["onnxruntime", "native", "tensorrt", "tensorrt_rtx"]
 
 MAX_BYTES = 4 << 20
 MAX_THREADS = 64
 MAX_TIMEOUT_S = 86_400.0
 MAX_SHARE = 0.9
-TARGETS: tuple[Target, ...] = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+TARGETS: tuple[Target, ...] = ("onnxruntime", "native", "tensorrt", "tensorrt_rtx")
 MODEL_ROLE = "model"
 FILE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
@@ -31,7 +31,7 @@ class BuildOptions:
     """How to build; the manifest's [build] table answers what is left open here.
 
     precision          where the ladder begins (see `converters/ladder.py`); `auto`: what the manifest says
-    target             the runtime that will open the engine; `tensorrt_rtx` is TensorRT for RTX, whose plans no Jetson runs
+    target             the runtime that will open the engine; `native`: code compiled here for decoders on the CPU; `tensorrt_rtx` is TensorRT for RTX, whose plans no Jetson runs
     python             the interpreter that has TensorRT, that of the worker
     calibration        folder of pictures or text file: inputs of the gate, and where int8 ranges come from; None: what the manifest says
     accept_unverified  publish what the gate refused or could not run, marked as such
@@ -71,7 +71,11 @@ class BuildRequest:
     @property
     def companions(self) -> dict[str, Path]:
         """The other files, by the names that they have at their sources."""
-        return {self._name(role): path for role, path in self.sources.items() if role != MODEL_ROLE}
+        return self.named(lambda role: role != MODEL_ROLE)
+
+    def named(self, is_wanted: Callable[[str], bool] = lambda role: True) -> dict[str, Path]:
+        """The files of some roles, by the names that they have at their sources."""
+        return {self._name(role): path for role, path in self.sources.items() if is_wanted(role)}
 
     def _name(self, role: str) -> str:
         name = base_name(self.manifest.files[role])

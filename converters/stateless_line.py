@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,38 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converters import half_from_onnx, onnx_from_onnx
-from converters.beside import copy_beside
+from converters import half_from_onnx, int8_from_onnx, onnx_from_onnx, onnx_from_transformers
+from converters.beside import BESIDE, copy_beside
 from converters.decoder_graph import Progress
 from converters.engine_process import EngineProcess
 from converters.errors import ConversionError
-from converters.gate_inputs import calibration_of, pictures_of, texts_of
+from converters.gate_inputs import SENTENCES, calibration_of, made_up_pictures, pictures_of, texts_of
 from converters.graph_contract import Stateless
 from converters.ladder import Place, Step
 from converters.line import Job
 from converters.plan_process import build_plan
 from converters.profiles import profiles_of
 from converters.verdict import Comparison, WorstTensor
-from converters.verify_onnx import open_source, verify_detection, verify_encoder
+from converters.verify_onnx import open_source, run_encoder, verify_detection, verify_encoder
 from converters.worst_tensor import worst_tensor
 from models.engines import Engine, EngineOptions, open_engine
 from models.manifest import DetectionManifest, GenerationManifest
+
+CALIBRATION_INPUTS = 32
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a graph is rounded."""
+    """How a graph is rounded. `inputs`: representative ones; `cache`: a folder that keeps what was measured on them."""
 
     manifest: Stateless
     step: Step
-    calibration: Path | None
+    is_for_cpu: bool
+    inputs: Callable[[], Sequence[Mapping[str, NDArray[Any]]]]
+    cache: Path
+    threads: int
 
 
 # (graph of ONNX's own operators in float32, file to write, recipe) → notes for the record
@@ -51,7 +56,16 @@ def round_to_half(source: Path, target: Path, recipe: Recipe) -> Mapping[str, An
     return {"nodes": half.nodes, "halved": half.halved}
 
 
-ROUNDINGS: Mapping[str, Rounding] = {"fp16": round_to_half}
+def round_to_int8(source: Path, target: Path, recipe: Recipe) -> Mapping[str, Any]:
+    build = recipe.manifest.build
+    form: int8_from_onnx.Form = "unsigned" if recipe.is_for_cpu else "signed"
+    rounded = int8_from_onnx.int8_from_onnx(
+        source, target, recipe.inputs(), excluded=build.keeps_fp32, form=form, cache=recipe.cache, threads=recipe.threads
+    )
+    return {"int8_nodes": rounded.nodes, "int8_candidates": rounded.candidates}
+
+
+ROUNDINGS: Mapping[str, Rounding] = {"fp16": round_to_half, "int8": round_to_int8}
 
 
 class StatelessLine:
@@ -63,6 +77,7 @@ class StatelessLine:
         self._manifest: Stateless = manifest
         self._roundings = roundings
         self._calibration = calibration_of(job.request)
+        self._tokenizer = job.request.sources.get("tokenizer")
         self._source: Path | None = None
         self._standard: Path | None = None
         self._candidate: Path | None = None
@@ -114,9 +129,7 @@ class StatelessLine:
             if isinstance(self._manifest, DetectionManifest):
                 return verify_detection(self._manifest, *kept, pictures_of(self._calibration))
             rows = self._manifest.build.batch_max if self._job.place.is_tensorrt else 0
-            tokenizer = folder / "tokenizer.json"
-            found = tokenizer if tokenizer.exists() else None
-            return verify_encoder(self._manifest, *kept, found, texts_of(self._calibration), step.precision, rows)
+            return verify_encoder(self._manifest, *kept, self._tokenizer, texts_of(self._calibration), step.precision, rows)
         finally:
             self._feeds = kept[0].first, kept[1].first
 
@@ -151,7 +164,30 @@ class StatelessLine:
         return {**notes, **built}
 
     def _round(self, step: Step, source: Path, target: Path) -> Mapping[str, Any]:
-        return self._roundings[step.precision](source, target, Recipe(self._manifest, step, self._calibration))
+        request = self._job.request
+        recipe = Recipe(
+            self._manifest,
+            step,
+            not self._job.place.is_tensorrt,
+            lambda: self._inputs(source),
+            request.store / "calibration",
+            request.options.threads,
+        )
+        return self._roundings[step.precision](source, target, recipe)
+
+    def _inputs(self, graph: Path) -> list[dict[str, NDArray[Any]]]:
+        """What the task feeds for pictures or texts: other ones than those that the gate looks at, where there are enough."""
+        kept = _Kept(open_source(graph, self._job.request.options.threads), CALIBRATION_INPUTS)
+        if isinstance(self._manifest, DetectionManifest):
+            from models.tasks.detection import Detector  # brings OpenCV, which text needs not
+
+            detector = Detector(kept, self._manifest)
+            for picture in pictures_of(self._calibration, 2 * CALIBRATION_INPUTS)[1::2] or made_up_pictures(CALIBRATION_INPUTS, seed=1):
+                detector.detect(picture)
+        else:
+            texts = texts_of(self._calibration, 2 * CALIBRATION_INPUTS)[1::2]
+            run_encoder(self._manifest, kept, self._tokenizer, texts or SENTENCES)
+        return kept.all
 
     def _standard_graph(self, target: onnx_from_onnx.GraphTarget) -> Path:
         """The source in ONNX's own operators, for builders that know no others and for rounding."""
@@ -161,26 +197,45 @@ class StatelessLine:
             self._standard = self._write_graph(folder, target)
         return self._standard
 
+    def _imported(self) -> tuple[Path, dict[str, Path]]:
+        """The source as ONNX, and the files beside it that it refers to."""
+        request = self._job.request
+        if self._manifest.format == "onnx":
+            return request.model, request.companions
+        folder = self._job.scratch / "exported"
+        if not folder.exists():
+            folder.mkdir()
+            files = request.named(lambda role: role not in BESIDE)
+            onnx_from_transformers.onnx_from_transformers(
+                files, self._manifest, folder / "model.onnx", onnx_from_transformers.OPSET, lambda fraction, message: None
+            )
+        return folder / "model.onnx", {path.name: path for path in folder.iterdir() if path.name != "model.onnx"}
+
     def _write_graph(self, folder: Path, target: onnx_from_onnx.GraphTarget) -> Path:
         laid_out = self._job.scratch / f"source_{folder.name}"
         shutil.rmtree(laid_out, ignore_errors=True)
         laid_out.mkdir()
-        request = self._job.request
-        self._source = onnx_from_onnx.onnx_from_onnx(request.model, request.companions, laid_out, folder, self._manifest, target)
+        model, companions = self._imported()
+        self._source = onnx_from_onnx.onnx_from_onnx(model, companions, laid_out, folder, self._manifest, target)
         return folder / "model.onnx"
 
 
 class _Kept:
-    """An engine that keeps the first inputs it was given: with them the graphs are compared value by value."""
+    """An engine that keeps what it was given first: for ranges of int8, and to compare graphs value by value."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, count: int = 1) -> None:
         self.inputs, self.outputs, self.provider = engine.inputs, engine.outputs, engine.provider
-        self.first: dict[str, NDArray[Any]] = {}
+        self.all: list[dict[str, NDArray[Any]]] = []
         self._engine = engine
+        self._count = count
+
+    @property
+    def first(self) -> dict[str, NDArray[Any]]:
+        return self.all[0] if self.all else {}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        if not self.first:
-            self.first = {name: np.array(value) for name, value in inputs.items()}
+        if len(self.all) < self._count:
+            self.all.append({name: np.array(value) for name, value in inputs.items()})
         return self._engine.run(inputs)
 
     def close(self) -> None:
@@ -197,4 +252,5 @@ def input_shapes(graph: Path) -> dict[str, list[int]]:
 
 def converters(place: Place) -> str:
     """For the engine key."""
-    return f"onnx_from_onnx/{onnx_from_onnx.VERSION}+half_from_onnx/{half_from_onnx.VERSION}"
+    parts = (onnx_from_transformers, onnx_from_onnx, half_from_onnx, int8_from_onnx)
+    return "+".join(f"{part.__name__.split('.')[-1]}/{part.VERSION}" for part in parts)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from converters.onnxruntime_operators import Activations
 from converters.quantised_blocks import Float
 from converters.reference import ReferenceDecoder
 from converters.verdict import Comparison, decide
-from models.engines.onnx import available_bytes
+from models.engines import SlotTokens
+from models.engines.free_memory import available_bytes
 
 # With float32 activations the graph computes the same sums in another order; more than this is a defect of the graph, not rounding.
 FLOAT32_MEAN_KL = 1e-5
@@ -47,10 +49,58 @@ the lamp. Everything else can wait until morning.
 """
 
 
+class Session(Protocol):
+    def step(self, ids: Sequence[Sequence[int]], lengths: Sequence[int], num_logits: int = 1) -> NDArray[np.float32]:
+        """Append one row of ids behind so many tokens; logits [1, num_logits, vocabulary] of the last of them."""
+        ...
+
+
+class EngineSession:
+    """The first slot of an engine, which gives the logits of last tokens only: all positions are had token by token."""
+
+    def __init__(self, engine: Stepping, adapter: int = 0) -> None:
+        self._engine = engine
+        self._adapter = adapter
+
+    def step(self, ids: Sequence[Sequence[int]], lengths: Sequence[int], num_logits: int = 1) -> NDArray[np.float32]:
+        (tokens,), (held,) = ids, lengths
+        self._engine.truncate(0, held)
+        pieces = [tokens[: len(tokens) - num_logits + 1], *([token] for token in tokens[len(tokens) - num_logits + 1 :])]
+        return np.stack([np.array(self._engine.step([SlotTokens(0, piece, self._adapter)])[0]) for piece in pieces])[None]
+
+
+class Stepping(Protocol):
+    """What is needed of a GenerationEngine."""
+
+    def step(self, batch: Sequence[SlotTokens]) -> NDArray[np.float32]: ...
+
+    def truncate(self, slot: int, length: int) -> None: ...
+
+
 def verify_generation(
     gguf: DecoderSource, decoder: Decoder, folder: Path, activations: Activations, mean_kl: float, threads: int, progress: Progress
 ) -> Comparison:
-    """Compare all positions of one text, and greedy answers to three prompts."""
+    """Compare a folder of ONNX Runtime: float32 activations must agree token by token, int8 ones within `mean_kl`."""
+
+    def opened(capacity: int) -> Session:
+        return DecoderSession(folder, decoder, capacity=capacity, threads=threads)
+
+    return compare_generation(gguf, decoder, folder, opened, mean_kl, activations == "float32", progress)
+
+
+def compare_generation(
+    gguf: DecoderSource,
+    decoder: Decoder,
+    folder: Path,
+    opened: Callable[[int], Session],
+    mean_kl: float,
+    is_exact: bool,
+    progress: Progress,
+) -> Comparison:
+    """Compare all positions of some texts, and greedy answers to three prompts. `opened`: the engine, for so many tokens of one sequence.
+
+    `is_exact`: it computes in float32 with the weights as they are.
+    """
     start = time.monotonic()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     longest = max(decoder.context_tokens - GREEDY_TOKENS, 2)
@@ -61,7 +111,7 @@ def verify_generation(
     texts, prompts = encoded((TEXT, *SENTENCES)), encoded(PROMPTS)
     texts = [text for text in texts if len(text) > 1]
     capacity = max(map(len, (*texts, *prompts))) + GREEDY_TOKENS
-    session = DecoderSession(folder, decoder, capacity=capacity, threads=threads)
+    session = opened(capacity)
     reference = ReferenceDecoder(gguf, decoder, holds_weights=_fits(gguf))
 
     def logits() -> Iterator[tuple[Float, Float]]:
@@ -77,7 +127,7 @@ def verify_generation(
         agreed += _greedy_agreement(session, reference, prompt)
     figures["greedy_agreement"] = agreed / (len(prompts) * GREEDY_TOKENS)
     tolerance = {"mean_kl": mean_kl}
-    if activations == "float32":
+    if is_exact:
         tolerance = {"mean_kl": min(mean_kl, FLOAT32_MEAN_KL), "greedy_agreement": 1.0}
     reason = decide(figures, tolerance)
     return Comparison(figures, tolerance, len(texts) + len(prompts), round(time.monotonic() - start, 3), reason)
@@ -103,7 +153,7 @@ def _compare(pairs: Iterable[tuple[Float, Float]], texts: Sequence[Sequence[int]
     }
 
 
-def _greedy_agreement(session: DecoderSession, reference: ReferenceDecoder, prompt: list[int]) -> int:
+def _greedy_agreement(session: Session, reference: ReferenceDecoder, prompt: list[int]) -> int:
     """Of 32 tokens that the graph chooses, how many the reference would choose behind the same tokens, up to the first that differs."""
     logits = session.step([prompt], [0])
     chosen: list[int] = []

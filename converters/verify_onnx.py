@@ -56,18 +56,7 @@ def verify_encoder(
     start = time.monotonic()
     sequences = _sequences(tokenizer, texts or SENTENCES)
     reference, candidate = Watched(source), Watched(result)
-    if isinstance(manifest, EmbeddingManifest):
-        facts = manifest.embedding
-
-        def run(engine: Engine, group: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-            return normalise(embed(engine, facts, group).vectors)
-    else:
-
-        def run(engine: Engine, group: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-            return classify(engine, manifest.classification, group).logits
-
-    groups = [sequences[first : first + (rows or len(sequences))] for first in range(0, len(sequences), rows or len(sequences))]
-    expected, found = (np.concatenate([run(engine, group) for group in groups]) for engine in (reference, candidate))
+    expected, found = (_outputs(manifest, engine, sequences, rows) for engine in (reference, candidate))
     figures, tolerance = (
         _vectors(manifest, expected, found) if isinstance(manifest, EmbeddingManifest) else _classes(manifest, expected, found)
     )
@@ -75,6 +64,22 @@ def verify_encoder(
         tolerance["max_relative_error"] = MAX_RELATIVE_ERROR[precision]
     reason = candidate.reason(reference) or decide(figures, tolerance)
     return Comparison(figures, tolerance, len(sequences), round(time.monotonic() - start, 3), reason)
+
+
+def run_encoder(
+    manifest: EmbeddingManifest | ClassificationManifest, engine: Engine, tokenizer: Path | None, texts: Sequence[str]
+) -> NDArray[np.float32]:
+    """Vectors or logits of texts, one at a time, as the task feeds them. Raises EngineError."""
+    return _outputs(manifest, engine, _sequences(tokenizer, texts), 1)
+
+
+def _outputs(
+    manifest: EmbeddingManifest | ClassificationManifest, engine: Engine, sequences: Sequence[Sequence[int]], rows: int
+) -> NDArray[np.float32]:
+    groups = [sequences[first : first + (rows or len(sequences))] for first in range(0, len(sequences), rows or len(sequences))]
+    if isinstance(manifest, EmbeddingManifest):
+        return np.concatenate([normalise(embed(engine, manifest.embedding, group).vectors) for group in groups])
+    return np.concatenate([classify(engine, manifest.classification, group).logits for group in groups])
 
 
 def verify_detection(manifest: DetectionManifest, source: Engine, result: Engine, pictures: Sequence[NDArray[np.uint8]] = ()) -> Comparison:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from converters.errors import ConversionError
@@ -48,14 +50,14 @@ def test_shares_cover_the_time_without_a_gap() -> None:
         shares = [share_of(index, count) for index in range(count)]
         assert shares[0][0] == 0.0
         assert shares[-1][1] == 1.0
-        assert all(one[1] == other[0] for one, other in zip(shares, shares[1:], strict=False))
+        assert all(one[1] == other[0] for one, other in pairwise(shares))
 
 
 def test_memory_is_refused_with_figures() -> None:
-    require_memory("m", 100 << 20, 5.0, 901 << 20)
+    require_memory("m", 100 << 20, 5.0, 757 << 20)
     require_memory("m", 100 << 20, 5.0, None)
-    with pytest.raises(ConversionError, match=r"900 MiB .* 899 MiB are free") as refusal:
-        require_memory("m", 100 << 20, 5.0, 899 << 20)
+    with pytest.raises(ConversionError, match=r"756 MiB .* 755 MiB are free") as refusal:
+        require_memory("m", 100 << 20, 5.0, 755 << 20)
     assert refusal.value.code == "no_memory"
 
 
