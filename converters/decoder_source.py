@@ -47,7 +47,8 @@ class DecoderSource(Protocol):
 
 def interleaved_order(rows: int, heads: int) -> NDArray[np.int64]:
     """Where each row of the published order lies in llama.cpp's: there the two RoPE halves of a head are interleaved."""
-    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+    order: NDArray[np.int64] = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+    return order
 
 
 def with_rows(matrix: Matrix, order: NDArray[np.int64]) -> Matrix:

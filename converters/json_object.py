@@ -6,12 +6,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from converters.errors import ConversionError
 
 MAX_BYTES = 1 << 20
 _LARGEST = sys.float_info.max
+Items: TypeAlias = "list[Any]"
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ class JsonObject:
             raise self._broken(key, value, "an object")
         return JsonObject(f"{self.name}: {key}", value)
 
-    def list(self, key: str) -> list[Any]:
+    def list(self, key: str) -> Items:
         value = self._value(key, [])
         if not isinstance(value, list):
             raise self._broken(key, value, "a list")
         return value
 
-    def _value(self, key: str, default: object) -> object:
+    def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         value = default if value is None else value
         if value is None:
             raise ConversionError(f"{self.name}: {key!r} is missing; fetch the model again, or use one that has it")
         return value
 
-    def _broken(self, key: str, value: object, what: str) -> ConversionError:
+    def _broken(self, key: str, value: Any, what: str) -> ConversionError:
         return ConversionError(f"{self.name}: {key} is {str(value)[:80]!r}, not {what}; the file is damaged: fetch it again")
 
 

@@ -27,6 +27,7 @@ def vocabulary_from_transformers(files: Mapping[str, Path]) -> Vocabulary:
     ends: list[int] = []
     for config in configs:
         ends += _ids(config, "eos_token_id", size)
+    turns = [tokenizer.token_to_id(mark) for mark in marks & set(TURN_ENDS)]
     named = _mark(own, "eos_token", tokenizer)
     bos = _mark(own, "bos_token", tokenizer)
     starts = [token for config in configs for token in _ids(config, "bos_token_id", size)]
@@ -35,9 +36,7 @@ def vocabulary_from_transformers(files: Mapping[str, Path]) -> Vocabulary:
         size=size,
         bos_id=bos if bos is not None or not starts else starts[0],
         eos_id=named if named is not None or not ends else ends[0],
-        eos_ids=tuple(
-            sorted({*ends, *([] if named is None else [named]), *(tokenizer.token_to_id(mark) for mark in marks & set(TURN_ENDS))})
-        ),
+        eos_ids=tuple(sorted({token for token in (*ends, *turns, named) if token is not None})),
         add_bos=own.flag("add_bos_token", False),
     )
 

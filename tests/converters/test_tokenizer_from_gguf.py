@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from converters.gguf import read_gguf
-from converters.tokenizer_from_gguf import SPLITTINGS, Vocabulary, vocabulary_from_gguf
+from converters.tokenizer_from_gguf import SPLITTINGS, vocabulary_from_gguf
+from converters.vocabulary import Vocabulary
 from tests.converters.tiny_gguf import byte_vocabulary, write_gguf
 
 TEXT = "hello world, 12 Größe 日本語 🙂\n\n\tit's 2026  x<=y"
