@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
 
+from models.engines import EngineError
 from models.engines.device_memory import DeviceMemory, cuda_error
 
 MODULES = ("cuda.bindings.runtime", "cuda.cudart")
@@ -105,7 +106,10 @@ class CudaPythonMemory:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Every function answers a tuple of its error and its results."""
-        error, *results = getattr(self._runtime, name)(*arguments)
+        try:
+            error, *results = getattr(self._runtime, name)(*arguments)
+        except RuntimeError as failure:  # what versions up to 12 do where the driver's library is missing
+            raise EngineError(f"CUDA: {name} cannot be called: {failure}") from failure
         if int(error):
             raise cuda_error(name, int(error), self._words(error))
         return results[0] if len(results) == 1 else tuple(results)

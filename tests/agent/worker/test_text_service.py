@@ -11,7 +11,7 @@ import pytest
 from agent.worker.loop import Refusal
 from agent.worker.text import TextService
 from agent.worker_protocol import Cancel, CloseModel, Done, Failed, Generate, OpenModel, Tokens
-from models.engines import EngineError, EngineOptions
+from models.engines import DeviceLost, EngineError, EngineOptions
 from models.engines.fake import FakeGenerationEngine
 from models.record import RecordError
 from models.tasks.generation.scheduler import SchedulerSettings
@@ -150,6 +150,20 @@ def test_a_broken_engine_fails_its_requests_and_is_opened_anew() -> None:
     served.service.handle(Generate(4, "fake", 2), PROMPT)
     served.settle()
     assert served.ends()[-1] == (4, "done")
+
+
+def test_a_lost_device_ends_the_worker_instead_of_one_request() -> None:
+    class Lost(Fragile):
+        def step(self, batch: Any) -> np.ndarray:
+            raise DeviceLost("CUDA: cudaStreamSynchronize failed with error 700")
+
+    served = Served()
+    served.service = TextService(lambda report, payload=b"": served.reports.append(report), lambda: None, lambda folder, options: Lost(9))
+    served.opened()
+    served.service.handle(Generate(2, "fake", 5), PROMPT)
+    with pytest.raises(DeviceLost):
+        served.service.step()
+    assert served.ends() == []
 
 
 def test_opening_again_replaces_and_says_what_is_wrong() -> None:

@@ -330,6 +330,15 @@ def test_errors_are_told_and_a_lost_context_is_no_error_of_one_request() -> None
     assert not issubclass(DeviceLost, Exception)
 
 
+def test_a_driver_that_is_missing_is_told_as_old_versions_tell_it() -> None:
+    class Driverless(FakeRuntime):
+        def cudaSetDevice(self, device: int) -> Any:  # noqa: N802
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    with pytest.raises(EngineError, match=r"cudaSetDevice cannot be called: Failed to dlopen libcuda.so.1"):
+        CudaPythonMemory(Driverless(False))
+
+
 def test_a_package_that_is_missing_or_unknown_is_named() -> None:
     with pytest.raises(EngineError, match="unknown package 'cupy'"):
         open_device_memory("cupy")
