@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROGRAMS := mosquitto nginx
-TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze
+TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze cc
 
 .PHONY: run test test-slow lint bench clean programs test-programs
 
@@ -47,6 +47,6 @@ test-programs:
 # $(call install,programs): apt packages for those that are missing; Debian keeps daemons in /usr/sbin.
 define install
 missing=""; for p in $(1); do PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
-packages=$$(echo "$$missing" | sed 's/chromedriver/chromium-driver/; s/systemd-analyze/systemd/; s/nginx/nginx-light/'); \
+packages=$$(echo "$$missing" | sed 's/chromedriver/chromium-driver/; s/systemd-analyze/systemd/; s/nginx/nginx-light/; s/ cc\b/ gcc libc6-dev/'); \
 [ -z "$$packages" ] || { echo "installing through apt:$$packages"; $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$packages >/dev/null; }
 endef

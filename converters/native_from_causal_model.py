@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ def compile_library(folder: Path, options: tuple[str, ...] = ()) -> Path:
 def _compiler() -> str:
     compiler = find_compiler()
     if compiler is None:
-        raise ConversionError("the native engine needs a C compiler and there is none; install gcc, or take runtime 'onnxruntime'", "unsupported")
+        raise unsupported("the native engine needs a C compiler and there is none; install gcc, or take onnxruntime")
     return compiler
 
 
@@ -112,7 +113,7 @@ def _refuse(model: CausalModel) -> None:
             raise unsupported(f"{model.source.path.name}: {name} {width} is not a multiple of {unit}, as the native engine needs it")
 
 
-def _codes(matrix: Matrix) -> NDArray[np.generic]:
+def _codes(matrix: Matrix) -> NDArray[Any]:
     return matrix.codes if isinstance(matrix, Blocks) else matrix
 
 
@@ -136,9 +137,10 @@ def packed(
     missing = -len(codes) % LANES
     rows, blocks = len(codes) + missing, codes.shape[1]
 
-    def grouped(values: NDArray[np.generic]) -> NDArray[np.generic]:
-        filled = np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) if missing else values
-        return filled.reshape(rows // LANES, LANES, *values.shape[1:]).swapaxes(1, 2)
+    def grouped(values: NDArray[Any]) -> NDArray[Any]:
+        filled: NDArray[Any] = np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) if missing else values
+        folded: NDArray[Any] = filled.reshape(rows // LANES, LANES, *values.shape[1:]).swapaxes(1, 2)
+        return folded
 
     quads = grouped(codes).reshape(rows // LANES, blocks, LANES, 8, 4).swapaxes(2, 3).astype(np.uint8)
     if bits == 4:

@@ -10,7 +10,9 @@ import onnxruntime
 from converters.engine_process import end_child, start_child
 from converters.errors import ConversionError
 from converters.ladder import Place
+from converters.native_from_causal_model import compiler_version
 from converters.request import BuildOptions
+from models.engines.native.weights import cpu_identity
 from models.record import RecordError
 from models.runtimes import Runtimes, parse_runtimes
 
@@ -22,6 +24,8 @@ def place_of(options: BuildOptions) -> Place:
     """Raises ConversionError (code `unsupported`) where the target is not to be had."""
     if options.target == "onnxruntime":
         return Place("onnxruntime", onnxruntime.__version__)
+    if options.target == "native":
+        return Place("native", compiler_version(), device=cpu_identity())
     runtimes = ask_runtimes(options.python)
     module = getattr(runtimes, options.target)
     if module is None:

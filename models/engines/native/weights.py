@@ -156,7 +156,7 @@ class WeightsWriter:
     def _append(self, values: np.ndarray) -> int:
         offset = _aligned(self._end)
         self._scratch.write(b"\0" * (offset - self._end))
-        self._scratch.write(memoryview(np.ascontiguousarray(values)).cast("B"))
+        self._scratch.write(np.ascontiguousarray(values).tobytes())
         self._end = offset + values.nbytes
         return offset
 
