@@ -31,7 +31,8 @@ class BuildOptions:
     """How to build; the manifest's [build] table answers what is left open here.
 
     precision          where the ladder begins (see `converters/ladder.py`); `auto`: what the manifest says
-    target             the runtime that will open the engine; `native`: code compiled here for decoders on the CPU; `tensorrt_rtx` is TensorRT for RTX, whose plans no Jetson runs
+    target             the runtime that will open the engine; `native` is code compiled here, for decoders on the CPU; `tensorrt_rtx` is
+                       TensorRT for RTX, whose plans no Jetson runs
     python             the interpreter that has TensorRT, that of the worker
     calibration        folder of pictures or text file: inputs of the gate, and where int8 ranges come from; None: what the manifest says
     accept_unverified  publish what the gate refused or could not run, marked as such
