@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROGRAMS := mosquitto nginx
 TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze cc
 
-.PHONY: run test test-slow lint bench clean programs test-programs
+.PHONY: run test test-slow test-convert test-gpu lint bench clean programs test-programs
 
 run: .venv/.ready programs  ## start the demo: the whole product on this machine
 	$(BIN)/hotspare demo
@@ -16,6 +16,12 @@ test: .venv/.ready test-programs  ## the tests, with real brokers, balancers, wo
 
 test-slow: TESTS := --run-slow
 test-slow: test  ## also the tests that take minutes
+
+test-convert: .venv/.ready-convert  ## the exporters against torch and transformers
+	$(BIN)/python -m pytest tests/converters/transformers
+
+test-gpu: .venv/.ready  ## engines on the NVIDIA GPU of this machine
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: .venv/.ready
 	$(BIN)/ruff check
@@ -38,10 +44,18 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
 	@touch $@
 
+.venv/.ready-convert: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,convert]'
+	@touch $@
+
 programs:
 	@$(call install,$(PROGRAMS))
 
-test-programs:
+test-.venv/.ready-convert: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,convert]'
+	@touch $@
+
+programs:
 	@$(call install,$(TEST_PROGRAMS))
 
 # $(call install,programs): apt packages for those that are missing; Debian keeps daemons in /usr/sbin.
