@@ -15,8 +15,11 @@ from converters.graph import graphs_of, read_graph, save_graph
 IR_VERSION = 9
 
 
-def write_cleaned(path: Path, axes: Mapping[str, Mapping[int, str]]) -> Path:
-    """Rewrite the graph at `path`. `axes`: input or output → position → name; what has no name there keeps its number."""
+def write_cleaned(path: Path, axes: Mapping[str, Mapping[int, str]]) -> list[Path]:
+    """Rewrite the graph at `path`; returns the files that it now consists of, the graph first.
+
+    `axes`: input or output → position → name; what has no name there keeps its number.
+    """
     graph = read_graph(path)
     model = graph.model
     for each in graphs_of(model.graph):
@@ -34,7 +37,9 @@ def write_cleaned(path: Path, axes: Mapping[str, Mapping[int, str]]) -> Path:
     model.ir_version = min(model.ir_version, IR_VERSION)
     for node in model.graph.node:
         node.doc_string = ""
-    return save_graph(model, path)
+    save_graph(model, path)
+    data = path.with_name(f"{path.name}.data")
+    return [path, *([data] if data.exists() else [])]
 
 
 def _without_doubles(graph: Any) -> None:

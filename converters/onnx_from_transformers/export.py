@@ -6,6 +6,7 @@ asked for 17), names of inputs and axes are ours, it needs no onnxscript, and ev
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,17 @@ def export(config: JsonObject, weights: Path, name: str, manifest: Stateless, ta
     progress(0.1, f"read {name}")
     model = load_model(config, weights, name, manifest.task)
     tracing = _detection(model, manifest) if isinstance(manifest, DetectionManifest) else _encoder(model, manifest)
-    progress(0.3, "trace the model")
-    _trace(tracing, target, opset, manifest.name)
-    progress(0.7, "clean the graph")
-    write_cleaned(target, tracing.axes)
-    progress(0.8, "hold the graph against torch")
-    _hold_against(tracing, target, manifest)
+    # Whatever ends this before its last line leaves no graph behind.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+        graph = Path(folder, target.name)
+        progress(0.3, "trace the model")
+        _trace(tracing, graph, opset, manifest.name)
+        progress(0.7, "clean the graph")
+        written = write_cleaned(graph, tracing.axes)
+        progress(0.8, "hold the graph against torch")
+        _hold_against(tracing, graph, manifest)
+        for path in reversed(written):
+            path.replace(target.with_name(path.name))
     return target
 
 
