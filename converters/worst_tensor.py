@@ -19,7 +19,7 @@ from converters.verdict import WorstTensor
 # What rounding explains at one value; int8 keeps about two digits.
 MAX_ERROR: Mapping[Rung, float] = {"fp32": 2e-3, "tf32": 1e-2, "fp16": 2e-2, "int8": 0.3, "int4": 0.5}
 # Values looked at in one run: all at once would hold every activation of the network twice.
-TOGETHER = 16
+TOGETHER = 40
 DEADLINE_S = 120.0
 CHOICE = "TopK"
 
@@ -33,22 +33,20 @@ def worst_tensor(source: Path, candidate: Path, feeds: tuple[Feeds, Feeds], prec
     rounding may swap two that are nearly alike, and then whole rows differ that are right. Looking ends after DEADLINE_S.
     """
     deadline = time.monotonic() + DEADLINE_S
-    operators = _values(source)
-    others = _values(candidate)
-    names = [name for name in operators if name in others and name not in _choices(candidate)]
+    one, other = _Probe(source, threads), _Probe(candidate, threads)
+    chosen = [name for name in one.choices if name in other.choices]
+    other.replace(chosen, one.run(chosen, feeds[0]) if chosen else {})
+    names = [name for name in one.operators if name in other.operators and name not in {*one.choices, *other.choices}]
     last_good = ""
-    chosen = [name for name, operator in operators.items() if operator == CHOICE and name in others and name in _choices(source)]
-    given = {**feeds[1], **(_run(source, chosen, feeds[0], threads) if chosen else {})}
     for first in range(0, len(names), TOGETHER):
         together = names[first : first + TOGETHER]
-        expected = _run(source, together, feeds[0], threads)
-        found = _run(candidate, together, given, threads, chosen)
+        expected, found = one.run(together, feeds[0]), other.run(together, feeds[1])
         for name in together:
             error = relative_error(expected[name], found[name])
             if error is None:
                 continue
             if not error <= MAX_ERROR[precision]:
-                return WorstTensor(name, operators[name], error if np.isfinite(error) else None, last_good)
+                return WorstTensor(name, one.operators[name], error if np.isfinite(error) else None, last_good)
             last_good = name
         if time.monotonic() > deadline:
             break
@@ -64,38 +62,43 @@ def relative_error(expected: NDArray[Any], found: NDArray[Any]) -> float | None:
     return float(difference / max(float(np.linalg.norm(expected.astype(np.float64))), 1e-6 * expected.size**0.5))
 
 
-def _values(path: Path) -> dict[str, str]:
-    """Values that the nodes of a graph make → operator, in the order of computation."""
-    model = onnx.load(str(path), load_external_data=False)
-    return {name: node.op_type for node in model.graph.node for name in node.output if name}
+class _Probe:
+    """A graph whose inner values can be had.
 
+    operators  value → operator that makes it, in the order of computation
+    choices    values that hold the places of what was chosen
+    """
 
-def _choices(path: Path) -> set[str]:
-    """Values that hold the places of what was chosen."""
-    model = onnx.load(str(path), load_external_data=False)
-    return {node.output[1] for node in model.graph.node if node.op_type == CHOICE}
+    def __init__(self, path: Path, threads: int) -> None:
+        self._model = onnx.load(str(path), load_external_data=False)
+        self.operators: dict[str, str] = {name: node.op_type for node in self._model.graph.node for name in node.output if name}
+        self.choices = [node.output[1] for node in self._model.graph.node if node.op_type == CHOICE]
+        # Beside the graph, for that is where its weights are looked for.
+        self._path = path.with_name(f".{path.name}.probe")
+        self._threads = threads
+        self._given: dict[str, NDArray[Any]] = {}
 
+    def replace(self, names: Sequence[str], values: Feeds) -> None:
+        """From now on these values are not computed but given."""
+        graph = self._model.graph
+        for node in graph.node:
+            node.output[:] = [f"{name}.own" if name in names else name for name in node.output]
+        graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, list(values[name].shape)) for name in names)
+        self._given = dict(values)
 
-def _run(path: Path, names: Sequence[str], feeds: Feeds, threads: int, replaced: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-    """Values by name; those of `replaced` are not computed but fed."""
-    model = onnx.load(str(path), load_external_data=False)
-    for node in model.graph.node:
-        node.output[:] = [f"{name}.own" if name in replaced else name for name in node.output]
-    model.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, list(feeds[name].shape)) for name in replaced)
-    del model.graph.output[:]
-    # Without types: the runtime tells them itself.
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    # Beside the graph, for that is where its weights are looked for.
-    probe = path.with_name(f".{path.name}.probe")
-    probe.write_bytes(model.SerializeToString())
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(probe), options, providers=["CPUExecutionProvider"])
-        wanted = {value.name for value in session.get_inputs()}
-        values = session.run(list(names), {name: value for name, value in feeds.items() if name in wanted})
-    finally:
-        probe.unlink()
-    return dict(zip(names, values, strict=True))
+    def run(self, names: Sequence[str], feeds: Feeds) -> dict[str, NDArray[Any]]:
+        del self._model.graph.output[:]
+        # Without types: the runtime tells them itself.
+        self._model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        try:
+            self._path.write_bytes(self._model.SerializeToString())
+            session = onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            wanted = {value.name for value in session.get_inputs()}
+            given = {name: value for name, value in {**feeds, **self._given}.items() if name in wanted}
+            return dict(zip(names, session.run(list(names), given), strict=True))
+        finally:
+            self._path.unlink(missing_ok=True)

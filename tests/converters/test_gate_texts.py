@@ -1,0 +1,127 @@
+"""The gate on text models: a sentence encoder and a decoder with a fault in one step of the ladder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from converters import decoder_line, stateless_line
+from converters.build import build
+from converters.causal_model import CausalModel
+from converters.decoder_graph import Form, Progress
+from converters.decoder_line import DecoderLine
+from converters.decoder_source import DecoderSource, Matrix
+from converters.line import Kind
+from converters.lora import Adapter
+from converters.onnx_from_causal_model import onnx_from_causal_model
+from converters.onnxruntime_operators import OnnxRuntimeForm
+from converters.quantised_blocks import Float
+from converters.request import parse_request
+from converters.stateless_line import ROUNDINGS, Recipe, StatelessLine
+from models.catalog import load_catalog
+from models.record import to_mapping
+from tests.converters.manifests import generation
+from tests.converters.manifests import request as tiny_request
+from tests.converters.tiny_gguf import Recipe as Tiny
+from tests.converters.tiny_gguf import write_decoder
+from tests.models.tasks.conftest import minilm as minilm
+
+How = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def scaled(values: NDArray[Any]) -> NDArray[Any]:
+    return values * 1.05
+
+
+def with_a_nan(values: NDArray[Any]) -> NDArray[Any]:
+    return np.where(np.arange(len(values)) == 0, np.nan, values)
+
+
+@pytest.mark.parametrize("how", [scaled, pytest.param(with_a_nan, marks=pytest.mark.slow)])
+def test_a_faulty_encoder_is_refused_and_the_next_step_is_published(tmp_path: Path, minilm: Path, how: How) -> None:
+    def faulty(source: Path, target: Path, recipe: Recipe) -> Mapping[str, Any]:
+        notes = ROUNDINGS["fp16"](source, target, recipe)
+        if not recipe.step.keeps_fp32:
+            model = onnx.load(str(target))
+            norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+            (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == norms[6].input[1]]
+            values = numpy_helper.to_array(weight)
+            weight.CopyFrom(numpy_helper.from_array(how(values).astype(values.dtype), weight.name))
+            onnx.save(model, str(target))
+        return notes
+
+    kind = Kind(lambda job: StatelessLine(job, {**ROUNDINGS, "fp16": faulty}), stateless_line.converters, copies=5.0)
+    manifest = to_mapping(load_catalog().find("all-minilm-l6-v2"))
+    sources = {"model": minilm / "model.onnx", "tokenizer": minilm / "tokenizer.json"}
+    asked = {**tiny_request(manifest, tmp_path, **sources), "options": {"precision": "fp16"}}
+    built = build(parse_request(json.dumps(asked).encode()), lambda phase, fraction, message: None, {("onnx", "embedding"): kind})
+    verdict = built.engine.record.verdict
+    first, second = verdict["attempts"]
+    assert (first["status"], second["status"], verdict["inputs"]) == ("failed", "passed", 17)
+    assert first["worst"]["operator"] == "LayerNormalization"
+    if how is scaled:
+        assert first["figures"]["min_cosine"] < 0.999 < second["figures"]["min_cosine"]
+        assert first["worst"]["relative_error"] == pytest.approx(0.05, abs=0.03)
+    else:
+        assert "NaN" in first["reason"]
+    assert second["figures"]["max_relative_error"] < 0.005
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed:
+    """Weights of which one is not what it was."""
+
+    source: DecoderSource
+    name: str
+    how: How
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        return self.source.tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def format(self, name: str) -> str:
+        return self.source.format(name)
+
+    def float32(self, name: str) -> Float:
+        values = self.source.float32(name)
+        return np.asarray(self.how(values), np.float32) if name == self.name else values
+
+    def matrix(self, name: str) -> Matrix:
+        return self.source.matrix(name)
+
+
+@pytest.mark.parametrize("how", [scaled, with_a_nan])
+def test_a_faulty_decoder_is_refused_and_the_next_step_is_published(tmp_path: Path, how: How) -> None:
+    def faulty(model: CausalModel, folder: Path, form: Form, progress: Progress, adapters: Sequence[Adapter] = ()) -> None:
+        if isinstance(form, OnnxRuntimeForm) and form.activations == "int8":
+            model = dataclasses.replace(model, source=Changed(model.source, "blk.1.ffn_norm.weight", how))
+        onnx_from_causal_model(model, folder, form, progress, adapters)
+
+    kind = Kind(lambda job: DecoderLine(job, faulty), decoder_line.converters, copies=1.5)
+    asked = tiny_request(generation(mean_kl=1e-3), tmp_path / "store", model=write_decoder(tmp_path / "tiny.gguf", Tiny()))
+    asked["options"] = {"precision": "int8"}
+    built = build(parse_request(json.dumps(asked).encode()), lambda phase, fraction, message: None, {("gguf", "generation"): kind})
+    verdict = built.engine.record.verdict
+    first, second = verdict["attempts"]
+    assert (first["status"], second["status"], second["precision"]) == ("failed", "passed", "fp32")
+    assert "mean_kl" in first["reason"]
+    assert second["inputs"] >= 16
+    if how is with_a_nan:
+        assert first["worst"]["name"].startswith("blk.1.ffn_norm")
+        assert first["worst"]["relative_error"] is None
