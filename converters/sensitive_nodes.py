@@ -34,6 +34,7 @@ SENSITIVE = words(
 )
 # Their inputs are computed exactly, back to the next product of matrices.
 _ROOTS = {"TopK": (0,), "Log": (0,), "Sqrt": (0,), "GridSample": (1,), "NonMaxSuppression": (0, 1), "ArgMax": (0,), "Range": (0, 1, 2)}
+_CHOICES = {"TopK": (0,), "GridSample": (1,), "NonMaxSuppression": (0, 1), "ArgMax": (0,)}
 _STATISTICS = words("ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 Sqrt Reciprocal")
 _ELEMENTWISE = words(
     "Add Sub Mul Div Pow Clip Max Min Neg Abs Sigmoid Tanh Where Floor Ceil Round Mod Exp Log Sqrt Reciprocal Sum Softplus"
@@ -75,6 +76,26 @@ def attention_nodes(graph: Graph) -> set[str]:
         behind = _walk(graph, [softmax], backwards=False)
         if any(node.op_type == "MatMul" for node in behind) and any(node.op_type == "MatMul" for node in before):
             found |= {node.name for node in (*before, *behind, softmax)}
+    return found
+
+
+def last_products(graph: Graph) -> set[str]:
+    """Names of convolutions and products that scores, coordinates and outputs are read from with nothing but elementwise steps between:
+    eight bits are too few for them."""
+    found: set[str] = set()
+    pending = list(graph.output_names)
+    for node in graph.nodes:
+        pending.extend(name for index in _CHOICES.get(node.op_type, ()) for name in node.input[index : index + 1])
+    seen: set[str] = set()
+    while pending:
+        node = graph.producer.get(pending.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            found.add(node.name)
+        elif node.op_type in _ELEMENTWISE | MOVERS | {"Softmax"}:
+            pending.extend(node.input)
     return found
 
 
