@@ -99,7 +99,18 @@ class _Plain:
         values = self._graph.value(node.input[0])
         if values is not None:
             raise unsupported(f"{node.name} rounds a weight within the graph; export the model with its weights as integers or as floats")
-        self._real[node.output[0]], self._scale[node.output[0]] = node.input[0], node.input[1]
+        value = node.input[0]
+        if self._cuts_at_zero(node):
+            value = self._node("Relu", [value], self._graph.fresh(f"{node.output[0]}.cut"))
+        self._real[node.output[0]], self._scale[node.output[0]] = value, node.input[1]
+
+    def _cuts_at_zero(self, node: Any) -> bool:
+        """Is its zero point the least of its type? Quantizers drop a Relu before such a node, which does the same."""
+        zero = self._graph.value(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
+        maker = self._graph.producer.get(node.input[0])
+        if zero is None or (maker is not None and maker.op_type == "Relu"):
+            return False
+        return bool(np.all(zero == np.iinfo(zero.dtype).min))
 
     def _dequantise(self, node: Any) -> None:
         name, output = node.input[0], node.output[0]
