@@ -156,7 +156,7 @@ def _hold_against(tracing: Tracing, target: Path, manifest: Stateless) -> None:
         if reason:
             raise ConversionError(
                 f"{manifest.name}: on input {number} the exported graph is not the model: {reason}; report this with the model's name, or "
-                "export it on another version of torch or transformers",
+                "export it on another version of torch or transformers (weights that were never trained leave the order of queries open)",
                 "not_the_same_model",
             )
 
