@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, Optional
@@ -90,16 +91,41 @@ def is_inside(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def read_engine(folder: Path) -> Optional[StoredEngine]:
-    """The engine of a folder, or None when its record or one of its files is missing, truncated or of another key: such an engine is
-    as good as absent, for it was never published whole or has been touched since."""
+def read_record(folder: Path) -> Optional[EngineRecord]:
+    """The record of a folder, or None when it is missing, damaged, of another key or a link."""
+    path = folder / RECORD_NAME
     try:
-        with (folder / RECORD_NAME).open("rb") as stream:
+        if folder.is_symlink() or path.is_symlink():
+            return None
+        with path.open("rb") as stream:
             text = stream.read(RECORD_BYTES_MAX)
         record = from_mapping(EngineRecord, json.loads(text.decode()))
         whole = record.format == RECORD_FORMAT and record.key.digest() == folder.name
         whole = whole and bool(record.files) and all(map(is_inside, record.files))
-        whole = whole and all((folder / name).stat().st_size == file.size_bytes for name, file in record.files.items())
     except (OSError, ValueError, RecordError):
         return None
+    return record if whole else None
+
+
+def read_engine(folder: Path) -> Optional[StoredEngine]:
+    """The engine of a folder, or None when its record or one of its files is missing, truncated or of another key, or when something lies
+    there that the record does not name: such an engine is as good as absent, for it was never published whole or was touched since."""
+    record = read_record(folder)
+    if record is None:
+        return None
+    try:
+        whole = file_sizes(folder) == {name: file.size_bytes for name, file in record.files.items()}
+    except OSError:
+        return None
     return StoredEngine(folder, record) if whole else None
+
+
+def file_sizes(folder: Path) -> Dict[str, int]:
+    """Size of each file below an engine's folder, but not of its record; -1 for a link or anything else that is no plain file."""
+    sizes: Dict[str, int] = {}
+    for path in folder.rglob("*"):
+        facts = path.lstat()
+        name = path.relative_to(folder).as_posix()
+        if name != RECORD_NAME and not stat.S_ISDIR(facts.st_mode):
+            sizes[name] = facts.st_size if stat.S_ISREG(facts.st_mode) else -1
+    return sizes

@@ -16,9 +16,8 @@ import hashlib
 import json
 import os
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Mapping, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterable, List, Mapping, Optional
 
 from models.durable import (
     NoSpace,
@@ -203,14 +202,19 @@ class Store:
         """Hold `name` alone across processes, e.g. to build an engine once. Raises StoreBusy after the deadline."""
         return exclusive(self._lock_path(name), timeout_s, name)
 
-    @contextmanager
-    def using(self, key: EngineKey) -> Iterator[None]:
+    def using(self, key: EngineKey) -> ContextManager[None]:
         """Keep an engine from being evicted while a process has it open."""
-        with shared(self._lock_path(f"using-{key.digest()}")):
-            yield
+        return self.in_use(key.digest())
+
+    def in_use(self, name: str) -> ContextManager[None]:
+        """The same for an engine or an artefact by the name of its folder or file. Waits while somebody is removing it."""
+        return shared(self._lock_path(f"using-{name}"))
 
     def _lock_path(self, name: str) -> Path:
         return self.root / "locks" / f"{name}.lock"
+
+    def free_bytes(self) -> int:
+        return self._free_bytes(self.root)
 
     def require_space(self, needed_bytes: int, purpose: str) -> None:
         """Raises NoSpace unless the file system has room for `needed_bytes` and a reserve."""

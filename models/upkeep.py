@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Collection, Iterable, Iterator, List, Literal, Optional
+from typing import Callable, Collection, Dict, Iterable, Iterator, List, Literal, Optional, Set
 
 from models.durable import StoreBusy, sha256_of
-from models.engine_record import RECORD_NAME, read_engine
+from models.engine_record import RECORD_NAME, file_sizes, read_engine, read_record
 from models.manifest import Manifest
-from models.store import Store
+from models.store import SPACE_RESERVE_BYTES, Store
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,53 @@ def _check_blob(path: Path) -> Iterator[Damage]:
 
 
 def _check_engine(folder: Path) -> Iterator[Damage]:
-    engine = read_engine(folder)
-    if engine is None:
-        yield Damage(folder, "torn", f"{RECORD_NAME} or a file it names is missing, truncated or of another key; convert the model again")
+    record = read_record(folder)
+    if record is None:
+        yield Damage(folder, "torn", f"its {RECORD_NAME} is missing, damaged or of another key; convert the model again")
         return
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name == RECORD_NAME or path.is_dir():
-            continue
-        if name not in engine.record.files or path.is_symlink():
-            yield Damage(path, "foreign", f"not named in {RECORD_NAME}")
-        elif sha256_of(path) != engine.record.files[name].sha256:
+    found = file_sizes(folder)
+    for name in sorted({*found, *record.files}):
+        path, expected, size_bytes = folder / name, record.files.get(name), found.get(name)
+        if expected is None or size_bytes == -1:
+            yield Damage(path, "foreign", f"not what {RECORD_NAME} names; remove the engine and convert the model again")
+        elif size_bytes != expected.size_bytes or sha256_of(path) != expected.sha256:
             yield Damage(path, "torn", "its content is not what was built; remove the engine and convert the model again")
+
+
+def repair(store: Store, damages: Iterable[Damage]) -> List[Path]:
+    """Remove what is damaged, an engine as a whole; all of it can be fetched or built again. Returns what stayed, for it is in use."""
+    engines, blobs = store.root / "engines", store.blob_path("0").parent
+    owners: Dict[Path, None] = {}
+    for damage in damages:
+        inside = damage.path.relative_to(engines).parts[:2] if engines in damage.path.parents else ()
+        owners[engines.joinpath(*inside) if inside else blobs / damage.path.relative_to(blobs).parts[0]] = None
+    return [path for path in owners if not _discard_unused(store, path)]
+
+
+def repair_engine(store: Store, folder: Path) -> bool:
+    """Read an engine again and remove it if it is damaged and not in use; whether it went."""
+    return any(True for _ in _check_engine(folder)) and _discard_unused(store, folder)
+
+
+def discard_torn_engines(store: Store, model: str) -> List[Path]:
+    """Remove the engines of a model that by their sizes are no whole ones, and in no use. Returns what went."""
+    torn = [folder for folder in sorted((store.root / "engines").glob(f"{model}/*")) if read_engine(folder) is None]
+    return [folder for folder in torn if _discard_unused(store, folder)]
+
+
+def discard_torn_files(store: Store, manifest: Manifest) -> List[Path]:
+    """Read the artefacts of a model again and remove the damaged ones. Returns what went."""
+    torn = [path for path in _blobs(store, manifest) if any(True for _ in _check_blob(path))]
+    return [path for path in torn if _discard_unused(store, path)]
+
+
+def _discard_unused(store: Store, path: Path) -> bool:
+    try:
+        with store.lock(f"using-{path.name}", 0.0):
+            store.discard(path)
+    except StoreBusy:
+        return False
+    return True
 
 
 def remove(store: Store, manifest: Manifest, others: Iterable[Manifest] = (), forget: bool = False) -> int:
@@ -117,11 +152,19 @@ def remove(store: Store, manifest: Manifest, others: Iterable[Manifest] = (), fo
     return freed
 
 
+def make_room(store: Store, needed_bytes: int, budget_bytes: Optional[int], keep: Collection[str]) -> List[Path]:
+    """Evict until `needed_bytes` fit into the budget, if there is one, and onto the disk with a reserve. Returns what went."""
+    short_bytes = needed_bytes + SPACE_RESERVE_BYTES - store.free_bytes()
+    used_bytes = usage(store).total_bytes
+    within_bytes = used_bytes - max(0, short_bytes)
+    return evict(store, within_bytes if budget_bytes is None else min(within_bytes, budget_bytes - needed_bytes), 0, keep)
+
+
 def evict(store: Store, budget_bytes: int, needed_bytes: int = 0, keep: Collection[str] = ()) -> List[Path]:
     """Remove what was not used for longest until `needed_bytes` more fit into `budget_bytes`. Returns what went.
 
-    `keep` holds model names (their engines stay) and sha256s (those artefacts stay). Engines that a process has open stay too, so the
-    budget can remain exceeded: compare `usage` afterwards where that matters.
+    `keep` holds model names (of the engines of each runtime the last used one stays) and sha256s (those artefacts stay). Engines and
+    artefacts that a process has open stay too, so the budget can remain exceeded: compare `usage` afterwards where that matters.
     """
     excess = usage(store).total_bytes + needed_bytes - budget_bytes
     gone: List[Path] = []
@@ -139,12 +182,18 @@ def evict(store: Store, budget_bytes: int, needed_bytes: int = 0, keep: Collecti
 
 
 def _candidates(store: Store, keep: Collection[str]) -> Iterator[Candidate]:
-    for folder in (store.root / "engines").glob("*/*"):
-        if folder.parent.name not in keep:
-            yield Candidate(folder, _tree_bytes(folder), folder.stat().st_mtime, f"using-{folder.name}")
+    for model in filter(Path.is_dir, (store.root / "engines").iterdir()):
+        folders = sorted(model.iterdir(), key=lambda folder: folder.lstat().st_mtime, reverse=True)
+        kept: Set[str] = set()
+        for folder in folders:
+            record = read_record(folder)
+            if record is not None and model.name in keep and record.key.runtime not in kept:
+                kept.add(record.key.runtime)
+                continue
+            yield Candidate(folder, _tree_bytes(folder), folder.lstat().st_mtime, f"using-{folder.name}")
     for path in store.blob_path("").iterdir():
         if path.name not in keep:
-            yield Candidate(path, _tree_bytes(path), path.stat().st_mtime, f"using-{path.name}")
+            yield Candidate(path, _tree_bytes(path), path.lstat().st_mtime, f"using-{path.name}")
 
 
 def _tree_bytes(path: Path) -> int:
