@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from converters.errors import ConversionError
 from converters.json_object import JsonObject, read_json_object
 from converters.manifest_from_transformers import manifest_from_transformers
+from converters.onnx_from_transformers import OPSET, onnx_from_transformers
 from converters.transformers_check import check_facts
 from models.manifest import (
     ClassificationManifest,
@@ -166,3 +168,13 @@ def test_a_manifest_may_rename_classes_but_not_move_them() -> None:
     manifest = manifest_from_mapping({**values, "task": "classification", "classification": facts})
     assert isinstance(manifest, ClassificationManifest)
     check_facts(manifest, JsonObject("config.json", SST2), None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is here")
+def test_without_torch_an_export_says_what_to_install(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, config=DETR, preprocessor_config=DETR_PICTURE)
+    manifest = manifest_from_transformers(folder, "x")
+    assert isinstance(manifest, DetectionManifest)
+    files = {path.name: path for path in folder.iterdir()}
+    with pytest.raises(ConversionError, match=r"pip install 'hotspare\[convert\]'"):
+        onnx_from_transformers(files, manifest, tmp_path / "out.onnx", OPSET, lambda fraction, message: None)
