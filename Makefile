@@ -17,8 +17,8 @@ test: .venv/.ready test-programs  ## the tests, with real brokers, balancers, wo
 test-slow: TESTS := --run-slow
 test-slow: test  ## also the tests that take minutes
 
-test-convert: .venv/.ready-convert  ## the exporters against torch and transformers
-	$(BIN)/python -m pytest tests/converters/transformers
+test-convert: .venv-convert/.ready  ## the exporters against torch and transformers: about 1 GB of packages, in an environment of their own
+	.venv-convert/bin/python -m pytest tests/converters/transformers
 
 test-gpu: .venv/.ready  ## engines on the NVIDIA GPU of this machine
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -35,7 +35,7 @@ bench: .venv/.ready programs  ## figures against the peers that are installed; t
 	$(BIN)/python -m bench.mqtt --json bench/results/mqtt.json
 
 clean:
-	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-convert .cache .pytest_cache .mypy_cache .ruff_cache
 
 .venv/.ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "hotspare needs Python 3.10 or newer; none was found. Set PYTHON=/path/to/python3.1x"; exit 1; }
@@ -44,8 +44,9 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev]'
 	@touch $@
 
-.venv/.ready-convert: .venv/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,convert]'
+.venv-convert/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-convert
+	.venv-convert/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,convert]'
 	@touch $@
 
 programs:
