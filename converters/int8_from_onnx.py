@@ -26,6 +26,7 @@ from converters.sensitive_nodes import last_products
 # Part of the engine key: raise it with every change that changes what is written.
 VERSION = 1
 OPERATORS = ("Conv", "MatMul", "Gemm")
+_NORMALISING = frozenset(("Cast", "Transpose", "Mul", "Div", "Sub", "Add"))
 
 Form = Literal["signed", "unsigned"]
 
@@ -80,6 +81,10 @@ def int8_from_onnx(
 
 def _ends(graph: Graph) -> set[str]:
     fed = {value.name for value in graph.inputs}
+    for node in graph.nodes:
+        # Pictures may be normalised within the graph.
+        if node.op_type in _NORMALISING and all(name in fed or name in graph.constants for name in node.input):
+            fed.update(node.output)
     return last_products(graph) | {node.name for node in graph.nodes if node.op_type == "Conv" and node.input[0] in fed}
 
 

@@ -14,10 +14,12 @@ import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
 from converters.errors import ConversionError, unsupported
+from converters.folded_onnx import folded_onnx, is_folded
 from converters.graph import opset_of, read_graph, require_standard, save_graph
 from converters.graph_contract import Stateless, check_contract, fix_shapes
 from converters.plain_from_quantised import is_quantised, plain_from_quantised
 from converters.written_out import write_out
+from models.manifest import DetectionManifest
 
 # Part of the engine key: raise it with every change that changes what is written.
 VERSION = 2
@@ -53,6 +55,8 @@ class GraphTarget:
 
 
 ONNXRUNTIME = GraphTarget()
+# The levels above bind a graph to the instruction set of the machine that wrote it.
+_FUSED = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
 def tensorrt_target(module: str, version: str) -> GraphTarget:
@@ -81,6 +85,11 @@ def onnx_from_onnx(
     _lay_out(source, external, used, scratch)
     if target.is_standard:
         _write_standard(scratch / "model.onnx", folder / "model.onnx", manifest, target)
+    elif isinstance(manifest, DetectionManifest) and is_folded(manifest):
+        inner = scratch / "folded.onnx"
+        _optimise(folded_onnx(scratch / "model.onnx", inner, manifest), folder / "model.onnx", _FUSED, writes_external=bool(used))
+        for path in scratch.glob("folded.onnx*"):
+            path.unlink()
     else:
         _write_fused(source, external, used, scratch, folder)
     return scratch / "model.onnx"
@@ -98,9 +107,7 @@ def _write_fused(source: Path, external: Mapping[str, Path], used: set[str], scr
     target = folder / "model.onnx"
     size = sum(path.stat().st_size for path in scratch.iterdir())
     # What lay outside the graph stays outside; without this the written graph would point to where the source's weights lie.
-    # The levels above bind a graph to the instruction set of the machine that wrote it.
-    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    _optimise(scratch / "model.onnx", target, level, writes_external=bool(used) or size > EXTERNAL_FROM_BYTES)
+    _optimise(scratch / "model.onnx", target, _FUSED, writes_external=bool(used) or size > EXTERNAL_FROM_BYTES)
     written = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
     if written > size * MAX_GROWTH + (1 << 20):
         log.info("optimised graph is %d bytes against %d; the source's own graph is kept", written, size)
@@ -126,6 +133,8 @@ def _write_standard(source: Path, target: Path, manifest: Stateless, reader: Gra
     fixed.write_bytes(model.SerializeToString())
     if is_quantised(model):
         plain_from_quantised(fixed, fixed)
+    if isinstance(manifest, DetectionManifest) and is_folded(manifest):
+        folded_onnx(fixed, fixed, manifest)
     size = sum(path.stat().st_size for path in source.parent.iterdir())
     # A product and its bias as one Gemm between two reshapes gives TensorRT nothing.
     level, without = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC, ["MatMulAddFusion"]

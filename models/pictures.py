@@ -141,14 +141,25 @@ def planes_of(
     """
     if out is None or out.shape != (1, 3, height, width):
         out = np.empty((1, 3, height, width), np.float32)
-    shrink = max(picture.shape[0] / height, picture.shape[1] / width)
-    if picture.shape[:2] != (height, width):
-        scaled: Any = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
-    else:
-        scaled = picture
+    scaled = _scaled(picture, height, width)
     for channel, table in enumerate(tables):
         cv2.LUT(cv2.extractChannel(scaled, 2 - channel), table, dst=out[0, channel])
     return out
+
+
+def pixels_of(picture: Picture, height: int, width: int, out: Optional[NDArray[np.uint8]] = None) -> NDArray[np.uint8]:
+    """Scale to height x width as `planes_of` does, channels in the order R, G, B: uint8 [1,height,width,3]."""
+    if out is None or out.shape != (1, height, width, 3):
+        out = np.empty((1, height, width, 3), np.uint8)
+    cv2.cvtColor(_scaled(picture, height, width), cv2.COLOR_BGR2RGB, dst=out[0])
+    return out
+
+
+def _scaled(picture: Picture, height: int, width: int) -> Any:
+    if picture.shape[:2] == (height, width):
+        return picture
+    shrink = max(picture.shape[0] / height, picture.shape[1] / width)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
 
 
 def colour_of(label: str) -> Tuple[int, int, int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models import manifest
 from models.engines import Engine, EngineError
-from models.pictures import Picture, planes_of
+from models.pictures import Picture, pixels_of, planes_of
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,20 @@ class Detector:
         self.facts = model.detection
         self._engine = engine
         self._tables = channel_tables(self.facts)
+        self._takes_bytes = any(spec.dtype == "uint8" for spec in engine.inputs)
         self._planes: Optional[NDArray[np.float32]] = None
+        self._pixels: Optional[NDArray[np.uint8]] = None
 
     def detect(self, picture: Picture, threshold: Optional[float] = None) -> Tuple[Detection, ...]:
         """Objects with a score of at least `threshold` (None: the manifest's), best first. Raises EngineError."""
         height, width = picture.shape[:2]
-        target = input_size(self.facts, height, width)
-        self._planes = planes_of(picture, target[0], target[1], self._tables, self._planes)
-        outputs = self._engine.run(self._inputs(self._planes, height, width))
+        outputs = self._engine.run(self._inputs(self._prepared(picture), height, width))
         wanted = self.facts.threshold if threshold is None else threshold
         try:
             if self.facts.contract == "deploy":
                 return from_deploy(outputs, self.facts, height, width, wanted)
+            if "scores" in outputs:
+                return from_best(outputs, self.facts, height, width, wanted)
             return from_raw(outputs, self.facts, height, width, wanted)
         except (KeyError, IndexError, ValueError) as error:
             shapes = {name: value.shape for name, value in outputs.items()}
@@ -53,7 +55,16 @@ class Detector:
                 f"{error}; correct contract, scores or labels in its manifest"
             ) from error
 
-    def _inputs(self, planes: NDArray[np.float32], height: int, width: int) -> Dict[str, NDArray[np.generic]]:
+    def _prepared(self, picture: Picture) -> NDArray[np.generic]:
+        """The picture in the engine's size: as bytes where the graph normalises them itself (`takes_bytes`), else as planes."""
+        height, width = input_size(self.facts, picture.shape[0], picture.shape[1])
+        if self._takes_bytes:
+            self._pixels = pixels_of(picture, height, width, self._pixels)
+            return self._pixels
+        self._planes = planes_of(picture, height, width, self._tables, self._planes)
+        return self._planes
+
+    def _inputs(self, planes: NDArray[np.generic], height: int, width: int) -> Dict[str, NDArray[np.generic]]:
         if self.facts.contract == "deploy":
             return {"images": planes, "orig_target_sizes": np.array([[width, height]], np.int64)}
         inputs: Dict[str, NDArray[np.generic]] = {"pixel_values": planes}
@@ -106,9 +117,18 @@ def from_raw(
             kept = kept[np.argpartition(-flat[kept], len(logits) - 1)[: len(logits)]]
         scores = 1 / (1 + np.exp(-flat[kept].astype(np.float64)))
         queries, labels = np.divmod(kept, classes)
-    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
-    corners = corners * np.array((width, height, width, height), np.float32)
-    return _detections(facts.labels, labels, scores, corners[queries], height, width, threshold)
+    return _detections(facts.labels, labels, scores, _corners(boxes, height, width)[queries], height, width, threshold)
+
+
+def from_best(
+    outputs: Mapping[str, NDArray[np.generic]], facts: manifest.Detection, height: int, width: int, threshold: float
+) -> Tuple[Detection, ...]:
+    """Detections from `scores [1,K]`, `labels [1,K]` and `pred_boxes [1,K,4]` as in the contract `raw`: a graph with `top_k`."""
+    boxes, scores = np.asarray(outputs["pred_boxes"][0], np.float32), np.asarray(outputs["scores"][0], np.float64)
+    _refuse_nan(boxes, scores)
+    return _detections(
+        facts.labels, np.asarray(outputs["labels"][0], np.int64), scores, _corners(boxes, height, width), height, width, threshold
+    )
 
 
 def from_deploy(
@@ -118,6 +138,12 @@ def from_deploy(
     boxes, scores = np.asarray(outputs["boxes"][0], np.float32), np.asarray(outputs["scores"][0], np.float64)
     _refuse_nan(boxes, scores)
     return _detections(facts.labels, np.asarray(outputs["labels"][0], np.int64), scores, boxes, height, width, threshold)
+
+
+def _corners(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(cx, cy, w, h) in 0..1 as (x0, y0, x1, y1) in pixels."""
+    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+    return np.asarray(corners * np.array((width, height, width, height), np.float32))
 
 
 def _detections(
