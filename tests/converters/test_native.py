@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from converters.build import build
 from converters.causal_model import model_from_gguf
 from converters.errors import ConversionError
 from converters.native_from_causal_model import compile_library, find_compiler, native_from_causal_model
 from converters.reference import ReferenceDecoder
+from converters.request import BuildOptions, BuildRequest
 from models.engines import EngineError, EngineOptions, SlotTokens, open_generation_engine
 from models.engines.native import NativeGenerationEngine
+from models.engines.native.weights import cpu_identity
+from models.manifest import manifest_from_mapping
+from tests.converters import manifests
 from tests.converters.tiny_gguf import VOCABULARY, Recipe, write_decoder
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C compiler: the native engine is not built here")
@@ -187,6 +192,22 @@ def test_a_damaged_or_foreign_engine_is_refused(damage: str, tmp_path: Path) -> 
         library.write_bytes(b"\x7fELF nonsense")
     with pytest.raises(EngineError, match=damaged[damage][1]):
         opened(tmp_path / "engine")
+
+
+def test_a_build_for_it_is_proven_published_and_reused(tmp_path: Path) -> None:
+    source = write_decoder(tmp_path / "tiny.gguf", Recipe())
+    manifest = manifest_from_mapping(manifests.generation())
+    request = BuildRequest(manifest, {"model": source}, tmp_path / "store", BuildOptions(target="native"))
+    built = build(request, lambda phase, fraction, message: None)
+    record = built.engine.record
+    assert (record.key.runtime, record.key.device, record.key.precision) == ("native", cpu_identity(), "int8")
+    assert record.verdict["passed"] is True
+    assert 0 < record.verdict["figures"]["mean_kl"] < 0.01
+    assert {"model.native", "decoder.so", "tokenizer.json", "generation.json"} <= set(record.files)
+    assert build(request, lambda phase, fraction, message: None).is_reused
+    exact = BuildRequest(manifest, {"model": source}, tmp_path / "store", BuildOptions(target="native", precision="fp32"))
+    with pytest.raises(ConversionError, match="rounds activations to int8"):
+        build(exact, lambda phase, fraction, message: None)
 
 
 def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
