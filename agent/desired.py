@@ -23,12 +23,13 @@ FILE_NAME = "desired.json"
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Differences to the configuration: model → wanted or not, pipeline → settings or None for stopped."""
+    """Differences to the configuration: model → wanted or not, pipeline → settings or None for stopped, model → how it is to be built."""
 
     revision: int = 0
     is_whole: bool = False
     models: Mapping[str, bool] = field(default_factory=dict)
     pipelines: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    builds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def apply(configured: Desired, changes: Changes) -> Desired:
@@ -45,7 +46,7 @@ def apply(configured: Desired, changes: Changes) -> Desired:
             pipelines.pop(pipeline, None)
         else:
             pipelines[pipeline] = settings
-    return Desired(tuple(models), pipelines, changes.revision)
+    return Desired(tuple(models), pipelines, changes.revision, changes.builds)
 
 
 class DesiredState:
@@ -61,12 +62,24 @@ class DesiredState:
     def value(self) -> Desired:
         return apply(self._configured, self._changes)
 
-    def want_model(self, model: str, wanted: bool) -> None:
-        """Raises OSError, with nothing changed, when the disk does not take it; so does every other change."""
+    def want_model(self, model: str, wanted: bool, build: Mapping[str, Any] | None = None) -> None:
+        """`build`: how its engine is to be built, in the place of what an earlier order said; None leaves that, empty forgets it.
+
+        Raises OSError, with nothing changed, when the disk does not take it; so does every other change.
+        """
         models = {**self._changes.models, model: wanted}
         if wanted == (model in self._base.models):  # nothing is left to differ in
             del models[model]
-        self._write(replace(self._changes, models=models))
+        builds = dict(self._changes.builds)
+        if build is not None:
+            builds[model] = dict(build)
+        if not wanted or not builds.get(model):
+            builds.pop(model, None)
+        self._write(replace(self._changes, models=models, builds=builds))
+
+    def is_ordered(self, model: str) -> bool:
+        """Whether it is wanted for an order alone, and not for the configuration or the coordinator's document."""
+        return self._changes.models.get(model) is True and not self._changes.is_whole
 
     def want_pipeline(self, pipeline: str, settings: Mapping[str, Any] | None) -> None:
         pipelines = {**self._changes.pipelines, pipeline: settings}
@@ -95,6 +108,7 @@ class DesiredState:
             "is_whole": changes.is_whole,
             "models": dict(changes.models),
             "pipelines": {key: dict(value) if value is not None else None for key, value in changes.pipelines.items()},
+            "builds": {key: dict(value) for key, value in changes.builds.items()},
         }
         write_atomically(self._file, json.dumps(document, indent=1).encode())
         self._changes = changes
@@ -106,7 +120,8 @@ def _read(file: Path) -> Changes:
         document = json.loads(file.read_bytes())
         pipelines = {name: None if settings is None else dict(settings) for name, settings in document["pipelines"].items()}
         models = {name: bool(wanted) for name, wanted in document["models"].items()}
-        return Changes(int(document["revision"]), bool(document["is_whole"]), models, pipelines)
+        builds = {name: dict(build) for name, build in document.get("builds", {}).items()}
+        return Changes(int(document["revision"]), bool(document["is_whole"]), models, pipelines, builds)
     except FileNotFoundError:
         return Changes()
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
 from typing import Any
@@ -17,14 +17,17 @@ from prometheus_client import CollectorRegistry
 
 from agent.camera_events import CameraEvents
 from agent.config import Settings
+from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
 from agent.endpoint import configured_endpoint, routed_endpoint
+from agent.engine_locks import folders_in_use
 from agent.gateway.probe import probe_primary
 from agent.history import History
 from agent.http.app import create_app
 from agent.http.collaborators import Services
 from agent.http.demo import RemoteSwitch
 from agent.http.server import HttpServer, bind
+from agent.known_models import KnownModels
 from agent.link.broker import Broker
 from agent.link.commands import Commands
 from agent.link.events import Events
@@ -34,14 +37,16 @@ from agent.link.reports import Reports
 from agent.link.session import Session, SessionSettings, Uplink
 from agent.link.store import StoreError as LinkStoreError
 from agent.mode import Health, ModePolicy, ModeState
+from agent.model_events import ModelEvents
 from agent.orders import Orders
+from agent.plan import wanted_models
 from agent.preflight import checked, key_digests
-from agent.prepare import prepare_model
+from agent.prepare import engine_options, preparer_of
 from agent.protocol.messages import Desired as DesiredDocument
 from agent.protocol.messages import HttpLoad
-from agent.reconcile import Built, Progress, Reconciler
+from agent.reconcile import Reconciler
 from agent.sdnotify import notify
-from agent.served import ServedModels
+from agent.served import ServedModels, WithLanguage
 from agent.standby import Standby
 from agent.state import Broken, Desired, Serving, WorkerName
 from agent.supervision.incarnation import SupervisionSettings
@@ -56,16 +61,14 @@ from agent.view import View
 from agent.vision import VisionService
 from agent.watchdog import SignsOfLife, feed_watchdog
 from agent.worker_protocol import CameraEvent
-from models.catalog import Catalog, CatalogError, load_catalog
+from models.catalog import CatalogError
 from models.durable import StoreError, exclusive
-from models.manifest import Manifest
-from models.store import open_store
+from models.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 
 Part = Callable[[], Coroutine[Any, Any, None]]
 
-BUILD_DEADLINE_S = 2 * 3600.0
 DRAIN_S = 10.0
 LOCK_S = 2.0
 SENSE_S = 5.0
@@ -76,8 +79,8 @@ SESSION_SILENT_S = 900.0  # over the longest pause between two attempts to conne
 
 async def run_node(settings: Settings) -> int:
     """Runs until SIGTERM or SIGINT. Raises StartError, and ConfigurationError for what only shows when files are read."""
-    catalog = await to_thread.run_sync(load_catalog)
-    settings = await to_thread.run_sync(checked, settings, catalog)
+    known = KnownModels(settings.models.store or settings.node.state)
+    settings = await to_thread.run_sync(lambda: checked(settings, known.catalog))
     keys = await to_thread.run_sync(key_digests, settings.http.keys_file)
     state = settings.node.state
     with ExitStack() as stack:
@@ -92,8 +95,7 @@ async def run_node(settings: Settings) -> int:
             raise StartError(str(error)) from error
         async with AsyncExitStack() as connections:
             client = await connections.enter_async_context(httpx.AsyncClient(trust_env=False))
-            node = _Node(settings, catalog, desired, journal, outbox, client)
-            node.prepare = partial(prepare_model, store, settings.worker.threads or 2, BUILD_DEADLINE_S)
+            node = _Node(settings, known, store, desired, journal, outbox, client)
             demo = await connections.enter_async_context(RemoteSwitch(settings.demo.switch_url)) if settings.demo.switch_url else None
             await node.run(listener, keys, demo)
     return 0
@@ -112,12 +114,18 @@ class _Node:
     """The parts of one node and the wires between them."""
 
     def __init__(
-        self, settings: Settings, catalog: Catalog, desired: DesiredState, journal: Journal, outbox: Outbox, client: httpx.AsyncClient
+        self,
+        settings: Settings,
+        known: KnownModels,
+        store: Store,
+        desired: DesiredState,
+        journal: Journal,
+        outbox: Outbox,
+        client: httpx.AsyncClient,
     ) -> None:
         self.settings = settings
-        self.prepare: Callable[[Manifest, Progress], Awaitable[Built]]
         self._client = client
-        self._catalog = catalog
+        self._known = known
         self._desired = desired
         self._held_document: DesiredDocument | None = None
         self._history = History()
@@ -131,9 +139,10 @@ class _Node:
         }
         self._vision = VisionService(self._workers["vision"], self._camera_event)
         self._served = ServedModels(self._workers, settings.models.aliases, settings.worker.context_tokens)
-        worker = settings.worker
-        options = {"provider": worker.provider, "threads": worker.threads, "slots": worker.slots, "context_tokens": worker.context_tokens}
-        self._reconciler = Reconciler(self._desired, self._catalog.find, self._prepare, self._workers, options)
+        self._preparer = preparer_of(settings, store, lambda: known.pinned(store, wanted_models(desired.value)))
+        preparation, options = WithLanguage(self._preparer, self._served), engine_options(settings, store)
+        accepts_unverified = settings.convert.accept_unverified
+        self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, accepts_unverified)
         self._served.reconciler = self._reconciler
         self._desired.on_change = self._reconciler.wake
         self._reconciler.on_change = self._changed
@@ -143,11 +152,14 @@ class _Node:
         self._view = View(settings, self._desired, self._reconciler, self._standby, workers, self._history, lambda: self._uplink)
         self._events = Events(node=settings.node.id, outbox=outbox, clock=boot_clock_s)
         diagnostics = {**self._view.diagnostics(), "telemetry": lambda: self._reading.heartbeat(HttpLoad()).model_dump(mode="json")}
-        orders = Orders(self._desired, self._reconciler, self._catalog.find, diagnostics, self._is_autonomous)
+        self._model_events = ModelEvents(self._events, self._history)
+        self._reconciler.on_note = self._model_events.offer
+        self._orders = Orders(self._desired, self._reconciler, known.find, diagnostics, self._is_autonomous)
         self._commands = Commands(
             node=settings.node.id,
             journal=journal,
-            handlers=orders.handlers(),
+            handlers=self._orders.handlers(),
+            cancellers=self._orders.cancellers(),
             lease=self._standby,
             clock=boot_clock_s,
             clock_is_synced=clock_is_synced,
@@ -165,6 +177,7 @@ class _Node:
             vision=self._vision,
             demo=demo,
             key_digests=keys,
+            deployments=LocalDeployments(self._orders),
         )
         app = create_app(services, CollectorRegistry())
         self._in_flight = lambda: app.in_flight.count
@@ -197,6 +210,7 @@ class _Node:
             self._reconciler.run,
             self._standby.run,
             self._commands.run,
+            self._model_events.run,
         ]
         if self._session is not None:
             parts += [self._session.run, self._sense]
@@ -272,12 +286,6 @@ class _Node:
 
     # ── wires ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _prepare(self, manifest: Manifest, progress: Progress) -> Built:
-        built = await self.prepare(manifest, progress)
-        if manifest.task != "detection":
-            await to_thread.run_sync(self._served.load, manifest.name, built.folder)
-        return built
-
     async def _probe_primary(self) -> bool:
         primary = self.settings.primary
         try:
@@ -297,6 +305,7 @@ class _Node:
         return "degraded" if is_hopeless else "starting"
 
     def _changed(self) -> None:
+        self._preparer.locks.keep(folders_in_use(self._reconciler.actual))
         self._standby.health_changed()
         if self._session is not None:
             self._session.state_changed()
@@ -353,7 +362,7 @@ class _Node:
     def _own_name(self, model: str) -> str:
         """A model's name for an alias; an unknown one fails later, where it can be reported."""
         try:
-            return self._catalog.find(model).name
+            return self._known.find(model).name
         except CatalogError:
             return model
 

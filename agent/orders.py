@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 from pydantic import JsonValue
@@ -19,7 +21,8 @@ from agent.protocol.operations import (
     PipelineStopArgs,
 )
 from agent.reconcile import Reconciler
-from agent.state import Absent, Broken, ModelState, Prepared, Preparing, Refused, Serving
+from agent.settling import model_gone, model_settled, pipeline_settled
+from agent.state import Absent, Broken, ModelState, NotRenewed, Prepared, Preparing, Refused, Renewing, Serving
 from models.catalog import CatalogError
 from models.manifest import Manifest, manifest_digest
 
@@ -30,7 +33,8 @@ PIPELINES_MAX = 64  # as many as a desired document may have
 class Orders:
     """`lookup` finds a manifest; `diagnostics` gathers one named part of the node's own facts, without secrets.
 
-    What is wanted is written down first and outlives the command: one that is cancelled or runs out of time ends the waiting, not the wish.
+    What is wanted is written down first and outlives the command: one that runs out of time ends the waiting, not the wish. Only an order
+    that is cancelled takes its wish back.
     `is_autonomous`: the node serves by its own decision; what it serves with is not changed then (L8).
     """
 
@@ -47,6 +51,7 @@ class Orders:
         self._lookup = lookup
         self._diagnostics = diagnostics
         self._is_autonomous = is_autonomous
+        self._deploying: set[str] = set()
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -58,28 +63,56 @@ class Orders:
             "diag.collect": self._collect,
         }
 
+    def cancellers(self) -> dict[str, Callable[[Any], None]]:
+        return {"model.deploy": self._cancelled}
+
+    def _cancelled(self, args: ModelDeployArgs) -> None:
+        if args.name in self._deploying:  # else it waited for its turn, and nothing was begun
+            self.withdraw(args.name)
+
     async def _ping(self, args: PingArgs, _progress: Progress) -> Output:
         return {"echo": args.echo}
 
-    async def _deploy(self, args: ModelDeployArgs, progress: Progress) -> Output:
-        """Succeeds only once the model serves (C8): a build that nobody can ask is no deployment. A failed one is tried anew, now."""
+    def order(self, args: ModelDeployArgs) -> Manifest:
+        """Write down that a model is wanted, and how it is to be built; a failed or cancelled build is due now. Raises CommandFailed."""
         self._refuse_while_autonomous()
         manifest = self._manifest(args.name)
-        digest = f"sha256:{manifest_digest(manifest)}"
-        if args.digest is not None and args.digest != digest:
-            raise CommandRejected("digest_mismatch", f"the manifest of {args.name} here has {digest}, not {args.digest}")
+        if args.digest is not None and args.digest != _digest(manifest):
+            raise CommandRejected("digest_mismatch", f"the manifest of {args.name} here has {_digest(manifest)}, not {args.digest}")
         with _on_disk():
-            self._desired.want_model(manifest.name, True)
+            self._desired.want_model(manifest.name, True, _build(args))
         self._reconciler.retry(manifest.name)
-        state: ModelState = Absent()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._tell, manifest.name, progress)
-            state = await self._reconciler.settled(manifest.name)
-            tasks.cancel_scope.cancel()
+        return manifest
+
+    def withdraw(self, name: str) -> bool:
+        """End the build of a model; whether there was one. A model that an order alone wanted, and that serves nothing yet, is no longer
+        wanted. Raises CommandFailed."""
+        model = self._known_name(name)
+        has_ended = self._reconciler.cancel(model)
+        if self._desired.is_ordered(model) and not isinstance(self._reconciler.actual.models.get(model), Prepared | Serving):
+            with _on_disk():
+                self._desired.want_model(model, False)
+        return has_ended
+
+    async def _deploy(self, args: ModelDeployArgs, progress: Progress) -> Output:
+        """Succeeds only once the model serves (C8): a build that nobody can ask is no deployment. An order that says how it is to be built
+        is carried out once the engine that was built so serves."""
+        manifest = self.order(args)
+        state: ModelState | NotRenewed = Absent()
+        self._deploying.add(args.name)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tell, manifest.name, progress)
+                state = await model_settled(self._reconciler, manifest.name, must_be_current=bool(_build(args)))
+                tasks.cancel_scope.cancel()
+        finally:
+            self._deploying.discard(args.name)
         if isinstance(state, Serving):
-            return {"model": manifest.name, "digest": digest, "verdict": state.record.get("verdict")}
+            return {"model": manifest.name, "digest": _digest(manifest), "engine": state.folder.name, "verdict": _told(state.record)}
         if isinstance(state, Broken):
             raise CommandFailed("build_failed", state.message[:1500], is_retryable=True)
+        if isinstance(state, NotRenewed):
+            raise CommandFailed("build_failed", f"the engine before goes on serving: {state.message}"[:1500], is_retryable=True)
         raise CommandFailed("interrupted", f"{manifest.name} is no longer wanted: a newer order took its place")
 
     async def _remove(self, args: ModelRemoveArgs, _progress: Progress) -> Output:
@@ -91,7 +124,8 @@ class Orders:
         if model in self._desired.value.models:
             with _on_disk():
                 self._desired.want_model(model, False)
-        await self._reconciler.gone(model)
+        self._reconciler.cancel(model)
+        await model_gone(self._reconciler, model)
         return {"model": model}
 
     async def _start(self, args: PipelineStartArgs, _progress: Progress) -> Output:
@@ -112,7 +146,7 @@ class Orders:
         with _on_disk():
             self._desired.want_pipeline(args.id, settings)
         self._reconciler.retry(manifest.name, args.id)
-        state = await self._reconciler.pipeline_settled(args.id, settings)
+        state = await pipeline_settled(self._reconciler, args.id, settings)
         if isinstance(state, Refused):
             if self._desired.value.pipelines.get(args.id) == settings:
                 with _on_disk():
@@ -133,9 +167,12 @@ class Orders:
 
     async def _tell(self, model: str, progress: Progress) -> None:
         while True:
-            state = self._reconciler.actual.models.get(model)
+            actual = self._reconciler.actual
+            state, renewal = actual.models.get(model), actual.renewals.get(model)
             if isinstance(state, Preparing):
                 await progress(state.fraction, state.phase)
+            elif isinstance(renewal, Renewing):
+                await progress(renewal.fraction, renewal.phase)
             elif isinstance(state, Prepared):
                 await progress(None, "waits for its worker")
             await anyio.sleep(PROGRESS_EVERY_S)
@@ -158,6 +195,23 @@ class Orders:
             return self._lookup(name).name
         except CatalogError:
             return name
+
+
+def _digest(manifest: Manifest) -> str:
+    return f"sha256:{manifest_digest(manifest)}"
+
+
+def _build(args: ModelDeployArgs) -> dict[str, Any]:
+    return args.model_dump(include={"precision", "target", "calibration", "accept_unverified"}, exclude_none=True)
+
+
+def _told(record: Mapping[str, Any]) -> JsonValue:
+    """The verdict without what would make a message too long: the notes and the tensors of its attempts."""
+    verdict = dict(record.get("verdict", {}))
+    attempts = verdict.get("attempts", ())
+    verdict["attempts"] = [{key: attempt.get(key) for key in ("precision", "status", "reason")} for attempt in attempts]
+    told: JsonValue = json.loads(json.dumps(verdict), parse_constant=lambda _: None)
+    return told
 
 
 @contextmanager

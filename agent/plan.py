@@ -5,18 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.state import Absent, Actual, Broken, Desired, PipelineState, Prepared, Preparing, Refused, Running, Serving
+from agent.state import (
+    Absent,
+    Actual,
+    Broken,
+    Desired,
+    NotRenewed,
+    PipelineState,
+    Prepared,
+    Preparing,
+    Refused,
+    Renewed,
+    Renewing,
+    Running,
+    Serving,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Fetch, convert, verify."""
+    """Find an engine that can serve at once, or else fetch, convert, verify."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Make the engine that is wanted now, beside the one that serves."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Open the renewed engine in the place of the one that serves."""
+
     model: str
 
 
@@ -35,7 +63,7 @@ class Stop:
     pipeline: str
 
 
-Step = Prepare | Open | Close | Start | Stop
+Step = Prepare | Renew | Open | Swap | Close | Start | Stop
 
 
 def wanted_models(desired: Desired) -> tuple[str, ...]:
@@ -46,7 +74,13 @@ def wanted_models(desired: Desired) -> tuple[str, ...]:
 
 def plan(desired: Desired, actual: Actual, now_s: float) -> list[Step]:
     """The steps that bring `actual` closer to `desired` at the monotonic time `now_s`; empty when nothing can or need be done."""
-    return [*_stops(desired, actual), *_closes(desired, actual), *_opens(desired, actual, now_s), *_starts(desired, actual, now_s)]
+    return [
+        *_stops(desired, actual),
+        *_closes(desired, actual),
+        *_opens(desired, actual),
+        *_builds(desired, actual, now_s),
+        *_starts(desired, actual, now_s),
+    ]
 
 
 def _stops(desired: Desired, actual: Actual) -> Iterator[Step]:
@@ -68,23 +102,47 @@ def _runs(state: PipelineState, actual: Actual) -> bool:
     return isinstance(state, Running) and state.incarnation == actual.workers.get("vision")
 
 
-def _opens(desired: Desired, actual: Actual, now_s: float) -> Iterator[Step]:
-    is_preparing = any(isinstance(state, Preparing) for state in actual.models.values())
+def _opens(desired: Desired, actual: Actual) -> Iterator[Step]:
     for model in wanted_models(desired):
         state = actual.models.get(model, Absent())
-        must_prepare = isinstance(state, Absent) or (isinstance(state, Broken) and now_s >= state.retry_at_s)
-        if must_prepare and not is_preparing:
-            is_preparing = True  # one build at a time: it takes the memory and the cores of the device
-            yield Prepare(model)
-        elif _must_open(model, state, actual):
+        incarnation = actual.workers.get(actual.worker_of[model]) if model in actual.worker_of else None
+        if incarnation is None or not isinstance(state, Prepared | Serving):
+            continue
+        if isinstance(actual.renewals.get(model), Renewed):
+            yield Swap(model)
+        elif isinstance(state, Prepared) or state.incarnation != incarnation:
             yield Open(model)
 
 
-def _must_open(model: str, state: object, actual: Actual) -> bool:
-    incarnation = actual.workers.get(actual.worker_of[model]) if model in actual.worker_of else None
-    if incarnation is None:
+def _builds(desired: Desired, actual: Actual, now_s: float) -> Iterator[Step]:
+    """One at a time, for a build takes the memory and the cores of the device; what serves nothing yet goes first."""
+    is_building = any(isinstance(state, Preparing) for state in actual.models.values())
+    if is_building or any(isinstance(renewal, Renewing) for renewal in actual.renewals.values()):
+        return
+    wanted = wanted_models(desired)
+    for model in wanted:
+        state = actual.models.get(model, Absent())
+        if isinstance(state, Absent) or (isinstance(state, Broken) and now_s >= state.retry_at_s):
+            yield Prepare(model)
+            return
+    for model in wanted:
+        if _must_renew(model, actual, now_s):
+            yield Renew(model)
+            return
+
+
+def _must_renew(model: str, actual: Actual, now_s: float) -> bool:
+    """Not before it serves, where its worker lives: the build would take the cores that opening it needs."""
+    state = actual.models.get(model)
+    if not isinstance(state, Serving) or state.is_current:
         return False
-    return isinstance(state, Prepared) or (isinstance(state, Serving) and state.incarnation != incarnation)
+    match actual.renewals.get(model):
+        case None:
+            return True
+        case NotRenewed(retry_at_s=retry_at_s):
+            return now_s >= retry_at_s
+        case _:
+            return False
 
 
 def _starts(desired: Desired, actual: Actual, now_s: float) -> Iterator[Step]:

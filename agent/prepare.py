@@ -1,169 +1,242 @@
-"""A model from its manifest to a verified engine folder: fetched in a thread, converted in a child process that may crash."""
+"""A model from its manifest to a verified engine folder: what can serve at once, and what is wanted in the end."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import signal
+import shutil
 import sys
-import threading
-from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from subprocess import PIPE
-from typing import Any
 
-import anyio
-from anyio import from_thread, to_thread
-from anyio.abc import Process
-from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio import to_thread
 
-from agent.reconcile import Built, PreparationFailed, Progress
-from models.durable import StoreBusy, StoreError
-from models.engine_record import read_engine
+from agent.build_choice import BuildChoice, Machine, choices, is_like, quick_choice, usable
+from agent.build_process import run_build
+from agent.config import ConvertSettings, Settings
+from agent.engine_locks import EngineLocks
+from agent.fetching import fetch_all
+from agent.preparation import Built, NotVerified, PreparationFailed, Progress, Wish, is_verified
+from agent.runtimes import look_around
+from models.durable import StoreError, sweep
+from models.engine_record import StoredEngine, read_engine
 from models.manifest import Manifest
 from models.record import to_mapping
-from models.sources import SourceError, fetch
-from models.store import Store
+from models.sources import SourceError
+from models.store import Store, mark_used
+from models.upkeep import discard_torn_engines, discard_torn_files, make_room, repair_engine
 
 logger = logging.getLogger(__name__)
 
+GIGABYTE = 10**9
 FETCH_SHARE = 0.5
-LEAST_STEP = 0.002  # of the progress that is told: a large file comes in ten thousand pieces
-OTHERS_WAIT_S = 3600.0
-LOCK_WAIT_S = 1.0
-MAX_LINE_BYTES = 1 << 20
-STOP_DEADLINE_S = 5.0
-LOG_LINES_KEPT = 20
+GRACE_S = 10.0  # the converter ends itself at its time limit; this is for one that does not
 
 
-class _Abandoned(SourceError):
-    """The daemon is stopping: raised inside the fetching thread to end it."""
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """The same for every build of this machine: the interpreter that has its runtime, threads, niceness, time limit."""
+
+    python: Path = Path(sys.executable)
+    threads: int = 2
+    nice: int = 10
+    timeout_s: float = 7200.0
+    workspace_share: float = 0.5
 
 
-async def prepare_model(store: Store, threads: int, build_deadline_s: float, manifest: Manifest, progress: Progress) -> Built:
+def build_settings(settings: Settings) -> BuildSettings:
+    convert = settings.convert
+    python = Path(shutil.which(settings.worker.python) or settings.worker.python)
+    return BuildSettings(python, settings.worker.threads or 2, convert.nice, convert.timeout_s, convert.workspace_share)
+
+
+async def prepare_model(store: Store, settings: BuildSettings, choice: BuildChoice, manifest: Manifest, progress: Progress) -> Built:
     """Fetch what is missing, build unless the store has the engine. Raises PreparationFailed with the reason in words."""
+    is_here = all(store.find(file) is not None for file in manifest.files.values())
+    share = 0.0 if is_here else FETCH_SHARE
+
+    def fetching(phase: str, fraction: float) -> None:
+        progress(phase, share * fraction)
+
+    def building(phase: str, fraction: float) -> None:
+        progress(phase, share + (1 - share) * fraction)
+
     try:
-        sources = await _fetch_all(store, manifest, progress)
+        sources = await fetch_all(store, manifest, fetching)
     except (SourceError, StoreError, OSError) as error:
-        raise PreparationFailed(str(error)) from error
-    request = {
-        "manifest": to_mapping(manifest),
-        "sources": {role: str(path) for role, path in sources.items()},
-        "store": str(store.root),
-        "options": {"threads": max(1, threads)},
-    }
-    try:
-        with anyio.fail_after(build_deadline_s):
-            folder = await _build(json.dumps(request).encode(), progress)
-    except TimeoutError as error:
-        raise PreparationFailed(f"the build of {manifest.name} did not end within {build_deadline_s:g} s and was stopped") from error
-    except OSError as error:
-        raise PreparationFailed(f"the converter of {manifest.name} cannot be started: {error}") from error
+        raise PreparationFailed(str(error), "no_source") from error
+    with ExitStack() as stack:
+        for path in sources.values():  # in this thread: whoever removes an artefact has it for a moment only
+            stack.enter_context(store.in_use(path.name))
+        try:
+            result = await run_build(_request(store, settings, choice, manifest, sources), building, settings.timeout_s + GRACE_S)
+        finally:
+            sweep(store.root / "temporary")  # of a build that had to be killed
+    folder = Path(str(result["folder"]))
     engine = await to_thread.run_sync(read_engine, folder)
     if engine is None:
         raise PreparationFailed(f"the engine that was built in {folder} is not whole; was it removed meanwhile?")
-    return Built(folder, to_mapping(engine.record))
+    built = Built(folder, to_mapping(engine.record))
+    if not is_verified(built.record) and not choice.accept_unverified:
+        raise PreparationFailed(str(NotVerified(manifest.name, folder, built.record)), "not_the_same_model")
+    return built
 
 
-async def _fetch_all(store: Store, manifest: Manifest, progress: Progress) -> Mapping[str, Path]:
-    abandoned = threading.Event()
-    total_bytes = sum(file.size_bytes for file in manifest.files.values())
-    fetched: dict[str, Path] = {}
-    done_before = 0
-    told = -1.0
-    try:
-        for role, file in manifest.files.items():
-
-            def advance(done: int, total: int, role: str = role, before: int = done_before) -> None:
-                nonlocal told
-                if abandoned.is_set():
-                    raise _Abandoned("the node is stopping")
-                share = FETCH_SHARE * min(1.0, (before + done) / (total_bytes or before + total or 1))
-                if share - told >= LEAST_STEP or share < told:
-                    told = share
-                    from_thread.run_sync(progress, f"fetch {role}", share)
-
-            with anyio.move_on_after(OTHERS_WAIT_S):
-                while role not in fetched:
-                    # Waited for in short turns: a thread that waits for another process's lock cannot be ended.
-                    with suppress(StoreBusy):
-                        fetched[role] = await to_thread.run_sync(
-                            fetch, file, store, advance, os.environ, LOCK_WAIT_S, abandon_on_cancel=True
-                        )
-            if role not in fetched:
-                raise StoreBusy(f"another process has been fetching {file.source} for {OTHERS_WAIT_S:g} s; end it, then try again")
-            done_before += file.size_bytes
-    except anyio.get_cancelled_exc_class():
-        abandoned.set()
-        raise
-    return fetched
+def _request(
+    store: Store, settings: BuildSettings, choice: BuildChoice, manifest: Manifest, sources: Mapping[str, Path]
+) -> Mapping[str, object]:
+    return {
+        "manifest": to_mapping(manifest),
+        "sources": {role: str(path) for role, path in sources.items()},
+        "store": str(store.root),
+        "options": {
+            "target": choice.target,
+            "precision": choice.precision,
+            "calibration": None if choice.calibration is None else str(choice.calibration),
+            "accept_unverified": choice.accept_unverified,
+            "workspace_share": settings.workspace_share,
+            "python": str(settings.python),
+            "threads": max(1, settings.threads),
+            "nice": settings.nice,
+            "timeout_s": settings.timeout_s,
+        },
+    }
 
 
-async def _build(request: bytes, progress: Progress) -> Path:
-    """One `python -m converters build`; ended with SIGTERM when we are cancelled, so that it cleans up, then SIGKILL."""
-    process = await anyio.open_process(
-        [sys.executable, "-m", "converters", "build"], stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-    )
-    log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
-    outcome: dict[str, Any] = {}
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_keep_log, process, log)
-            if process.stdin is not None:
-                with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # it died at once: its log says why
-                    await process.stdin.send(request)
-                    await process.stdin.aclose()
-            outcome = await _follow(process, progress)
-            await _end(process, is_done=True)  # before the group ends, for that waits for whoever holds the log open
-    finally:
-        with anyio.CancelScope(shield=True):
-            if process.returncode is None:
-                await _end(process, is_done=False)
-            await process.aclose()
-    if "folder" in outcome.get("result", {}):
-        return Path(outcome["result"]["folder"])
-    if "message" in outcome.get("error", {}):
-        raise PreparationFailed(str(outcome["error"]["message"]))
-    ending = f"signal {signal.Signals(-process.returncode).name}" if process.returncode and process.returncode < 0 else process.returncode
-    raise PreparationFailed(f"the conversion ended with {ending} and no result; its last words: {' | '.join(log)[-600:] or 'none'}")
+class Preparer:
+    """The Preparation of a node, which asks for one thing at a time. `look_around` is asked once; `pinned` gives the models and artefacts
+    (by digest) that are wanted and do not go to make room."""
+
+    def __init__(
+        self,
+        store: Store,
+        convert: ConvertSettings,
+        settings: BuildSettings,
+        look_around: Callable[[], Awaitable[Machine]],
+        budget_bytes: int | None,
+        pinned: Callable[[], Collection[str]],
+    ) -> None:
+        self._store = store
+        self._convert = convert
+        self._settings = settings
+        self._look_around = look_around
+        self._machine: Machine | None = None
+        self._budget_bytes = budget_bytes
+        self._pinned = pinned
+        self.locks = EngineLocks(store)
+
+    async def prepare(self, wish: Wish, progress: Progress) -> Built:
+        """An engine of the store, else a quick one for ONNX Runtime where the wanted one takes long, else the wanted one."""
+        machine = await self._surroundings()
+        quick, refusal = quick_choice(self._convert, wish.build), None
+        wanted: tuple[BuildChoice, ...] = ()
+        try:
+            wanted = choices(self._convert, wish.build, machine, wish.manifest)
+        except PreparationFailed as failure:
+            refusal = failure
+        found = await to_thread.run_sync(self._find, wish, wanted[0] if wanted else quick, machine)
+        if found is not None:
+            return Built(found.folder, to_mapping(found.record), is_current=False)
+        if not wanted or wanted[0].is_slow:
+            try:
+                return replace(await self._build(wish, quick, progress), is_current=False)
+            except PreparationFailed as failure:
+                logger.warning("model %s has no quick engine and serves once the wanted one is built: %s", wish.manifest.name, failure)
+        if refusal is not None:
+            raise refusal
+        return await self._build_first(wish, wanted, progress)
+
+    async def renew(self, wish: Wish, progress: Progress) -> Built:
+        machine = await self._surroundings()
+        wanted = choices(self._convert, wish.build, machine, wish.manifest)
+        serving = await to_thread.run_sync(read_engine, wish.serving) if wish.serving is not None else None
+        is_here = all(self._store.find(file) is not None for file in wish.manifest.files.values())
+        if serving is not None and not is_here and not wish.build and is_like(serving.record.key, wanted[0], machine):
+            return Built(serving.folder, to_mapping(serving.record))  # not worth a download to hear that it is the same
+        return await self._build_first(wish, wanted, progress)
+
+    async def _surroundings(self) -> Machine:
+        if self._machine is None:
+            self._machine = await self._look_around()
+        return self._machine
+
+    async def _build_first(self, wish: Wish, wanted: tuple[BuildChoice, ...], progress: Progress) -> Built:
+        """The first of what is wanted that this machine and the converter have."""
+        for choice in wanted[:-1]:
+            try:
+                return await self._build(wish, choice, progress)
+            except PreparationFailed as failure:
+                if failure.code != "unsupported":
+                    raise
+                logger.info("model %s is not built for %s: %s", wish.manifest.name, choice.target, failure)
+        return await self._build(wish, wanted[-1], progress)
+
+    async def _build(self, wish: Wish, choice: BuildChoice, progress: Progress) -> Built:
+        manifest = wish.manifest
+        needed_bytes = await to_thread.run_sync(self._needed_bytes, manifest, choice, await self._surroundings())
+        await to_thread.run_sync(self._make_room, needed_bytes)
+        try:
+            built = await prepare_model(self._store, self._settings, choice, manifest, progress)
+        except PreparationFailed as failure:
+            if not await to_thread.run_sync(self._has_remedy, failure, manifest):
+                raise
+            built = await prepare_model(self._store, self._settings, choice, manifest, progress)
+        await to_thread.run_sync(self.locks.hold, built.folder)
+        await to_thread.run_sync(self._make_room, 0)
+        return built
+
+    def _find(self, wish: Wish, choice: BuildChoice, machine: Machine) -> StoredEngine | None:
+        """The best engine that can serve now, held; damaged ones of the model are removed on the way."""
+        name = wish.manifest.name
+        for folder in wish.distrusted:
+            if repair_engine(self._store, folder):
+                logger.warning("the engine %s of %s was damaged and has been removed", folder.name, name)
+        for folder in discard_torn_engines(self._store, name):
+            logger.warning("the engine %s of %s was torn and has been removed", folder.name, name)
+        engines = [engine for engine in self._store.engines(name) if engine.folder not in wish.distrusted]
+        sources = {role: self._store.expected_sha256(file) for role, file in wish.manifest.files.items()}
+        for engine in usable(engines, wish.manifest, sources, choice, machine):
+            self.locks.hold(engine.folder)
+            if read_engine(engine.folder) is not None:  # else somebody removed it just now
+                mark_used(engine.folder)
+                return engine
+        return None
+
+    def _needed_bytes(self, manifest: Manifest, choice: BuildChoice, machine: Machine) -> int:
+        """What is still to be fetched, and about as much again for an engine that is not there."""
+        files = manifest.files.values()
+        missing = sum(file.size_bytes for file in files if self._store.find(file) is None)
+        is_there = any(is_like(engine.record.key, choice, machine) for engine in self._store.engines(manifest.name))
+        return missing + (0 if is_there else sum(file.size_bytes for file in files))
+
+    def _make_room(self, needed_bytes: int) -> list[Path]:
+        try:
+            gone = make_room(self._store, needed_bytes, self._budget_bytes, self._pinned())
+        except (StoreError, OSError) as error:
+            logger.warning("no room could be made in %s: %s", self._store.root, error)
+            return []
+        for path in gone:
+            logger.info("%s was removed from the store to make room", path)
+        return gone
+
+    def _has_remedy(self, failure: PreparationFailed, manifest: Manifest) -> bool:
+        """Whether another attempt may go better: something was in the way and is gone, a damaged artefact will be fetched again."""
+        if failure.code == "no_space":
+            return bool(self._make_room(4 * sum(file.size_bytes for file in manifest.files.values())))
+        if failure.code == "bad_file":
+            return bool(discard_torn_files(self._store, manifest))
+        return False
 
 
-async def _follow(process: Process, progress: Progress) -> dict[str, Any]:
-    """The last line of the child: its result or its error; empty if it ends without one."""
-    if process.stdout is None:
-        return {}
-    lines = BufferedByteReceiveStream(process.stdout)
-    with suppress(anyio.IncompleteRead, anyio.EndOfStream, anyio.DelimiterNotFound, ValueError, KeyError, TypeError):
-        while True:
-            line = json.loads(await lines.receive_until(b"\n", MAX_LINE_BYTES))
-            if "phase" not in line:
-                return dict(line)
-            progress(str(line["phase"]), FETCH_SHARE + (1 - FETCH_SHARE) * float(line["fraction"]))
-    return {}
+def preparer_of(settings: Settings, store: Store, pinned: Callable[[], Collection[str]]) -> Preparer:
+    look = partial(look_around, settings.worker.python)
+    return Preparer(store, settings.convert, build_settings(settings), look, int(settings.models.budget_gb * GIGABYTE) or None, pinned)
 
 
-async def _keep_log(process: Process, log: deque[str]) -> None:
-    if process.stderr is None:
-        return
-    lines = BufferedByteReceiveStream(process.stderr)
-    with suppress(anyio.IncompleteRead, anyio.EndOfStream, anyio.DelimiterNotFound):
-        while True:
-            line = (await lines.receive_until(b"\n", MAX_LINE_BYTES)).decode(errors="replace").strip()
-            log.append(line)
-            logger.info("converter: %s", line)
-
-
-async def _end(process: Process, is_done: bool) -> None:
-    """Wait for a child that has said all; end one that has not. Nothing of it is left behind."""
-    if not is_done:
-        with suppress(ProcessLookupError):
-            process.terminate()
-    with anyio.move_on_after(STOP_DEADLINE_S):
-        await process.wait()
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with anyio.move_on_after(STOP_DEADLINE_S):
-        await process.wait()
+def engine_options(settings: Settings, store: Store) -> Mapping[str, object]:
+    """Those of every OpenModel."""
+    worker = settings.worker
+    options = {"provider": worker.provider, "threads": worker.threads, "slots": worker.slots, "context_tokens": worker.context_tokens}
+    return {**options, "cache_folder": str(store.root / "provider")} if worker.provider == "tensorrt" else options

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from agent.desired import DesiredState
 from agent.errors import AgentError, WorkerLost
-from agent.plan import Close, Open, Prepare, Start, Step, Stop, plan, wanted_models
-from agent.state import WORKER_OF_TASK, Absent, Actual, Broken, ModelState, Prepared, Preparing, Refused, Running, Serving, WorkerName
-from agent.supervision.exit_cause import Kind
-from agent.supervision.state import Running as WorkerRunning
-from agent.supervision.state import WorkerState
-from agent.worker_protocol import CloseModel, Done, OpenModel, ProtocolError, Request, StartPipeline, StopPipeline
+from agent.patience import CANCELLED, renewal_at_s, retry_at_s
+from agent.plan import Close, Open, Prepare, Renew, Start, Step, Stop, Swap, plan
+from agent.preparation import Built, NotVerified, Preparation, PreparationFailed, Progress, Wish, is_verified
+from agent.protocol.wire import Severity
+from agent.state import (
+    WORKER_OF_TASK,
+    Actual,
+    Broken,
+    ModelState,
+    NotRenewed,
+    Prepared,
+    Preparing,
+    Refused,
+    Renewal,
+    Renewed,
+    Renewing,
+    Running,
+    Serving,
+    WorkerName,
+)
+from agent.trust import LETHAL_OPENS, EngineTrust
+from agent.worker_handle import WorkerHandle, incarnation_of
+from agent.worker_protocol import CloseModel, OpenModel, ProtocolError, StartPipeline, StopPipeline
 from models.catalog import CatalogError
 from models.manifest import Manifest
 from models.record import to_mapping
@@ -30,46 +46,10 @@ logger = logging.getLogger(__name__)
 TICK_S = 1.0
 OPEN_DEADLINE_S = 300.0
 PIPELINE_DEADLINE_S = 30.0
-RETRY_BASE_S = 5.0
-RETRY_CAP_S = 600.0
-# A model that ends its worker while it is loaded takes the others of that worker with it: after so many deaths it has to wait.
-LETHAL_OPENS = 2
-LETHAL: frozenset[Kind] = frozenset({"segfault", "aborted", "out_of_memory", "hang", "exit"})
-
-Progress = Callable[[str, float], None]
-
-
-class WorkerHandle(Protocol):
-    """What reconciliation needs of a supervised worker (agent/supervision/worker.py)."""
-
-    @property
-    def state(self) -> WorkerState: ...
-
-    async def call(self, message: Request, payload: bytes = b"", deadline_s: float = 30.0) -> tuple[Done, bytes]: ...
-
-
-def incarnation_of(worker: WorkerHandle) -> int | None:
-    """Which of its processes answers now; None while none does."""
-    return worker.state.incarnation if isinstance(worker.state, WorkerRunning) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A model ready to be opened: its engine folder and what is recorded of it."""
-
-    folder: Path
-    record: Mapping[str, Any]
-
-
-class PreparationFailed(Exception):
-    """A model could not be fetched, converted or verified; the message is for people."""
-
-
-Preparation = Callable[[Manifest, Progress], Awaitable[Built]]
 
 
 class Reconciler:
-    """`lookup` finds a manifest, `prepare` builds a model, `engine_options` are those of every OpenModel.
+    """`lookup` finds a manifest, `preparation` makes engines, `engine_options` are those of every OpenModel.
 
     Each worker is asked for one thing at a time; the workers, and the one build, do not wait for each other.
     """
@@ -78,40 +58,48 @@ class Reconciler:
         self,
         desired: DesiredState,
         lookup: Callable[[str], Manifest],
-        prepare: Preparation,
+        preparation: Preparation,
         workers: Mapping[WorkerName, WorkerHandle],
         engine_options: Mapping[str, Any],
+        accepts_unverified: bool = False,
     ) -> None:
-        self._desired = desired
+        self.desired = desired
         self._lookup = lookup
-        self._prepare = prepare
+        self._preparation = preparation
         self._workers = workers
         self._engine_options = engine_options
+        self._accepts_unverified = accepts_unverified
         self._models: dict[str, ModelState] = {}
+        self._renewals: dict[str, Renewal] = {}
+        self._wishes: dict[str, Wish] = {}
         self._pipelines: dict[str, Running | Refused] = {}
-        self._manifests: dict[str, Manifest] = {}
         self._failures: dict[str, int] = {}
-        self._deadly: dict[str, set[int]] = {}
+        self._coming: dict[str, Wish] = {}
+        self._trust = EngineTrust()
         self._asked: dict[WorkerName, Step] = {}
+        self._builds: dict[str, anyio.CancelScope] = {}
         self._woken = anyio.Event()
         self._changed = anyio.Event()
         self.ticked_s = -math.inf
         self.on_change: Callable[[], None] = lambda: None
+        self.on_note: Callable[[Severity, str, str], None] = lambda severity, model, text: None
 
     @property
     def actual(self) -> Actual:
         """A model that its worker's last process held, but not this one, is only prepared."""
         running = {name: incarnation_of(worker) for name, worker in self._workers.items()}
-        worker_of = {name: WORKER_OF_TASK[manifest.task] for name, manifest in self._manifests.items()}
+        worker_of = {name: WORKER_OF_TASK[wish.manifest.task] for name, wish in self._wishes.items()}
         alive = {name: incarnation for name, incarnation in running.items() if incarnation is not None}
-        models = {
-            name: Prepared(state.folder, state.record) if isinstance(state, Serving) and not self._is_current(name, state) else state
-            for name, state in self._models.items()
-        }
-        return Actual(models, dict(self._pipelines), alive, worker_of)
+        models = {name: self._seen(name, state) for name, state in self._models.items()}
+        return Actual(models, dict(self._pipelines), alive, worker_of, dict(self._renewals))
 
     def manifest(self, model: str) -> Manifest | None:
-        return self._manifests.get(model)
+        wish = self._wishes.get(model)
+        return None if wish is None else wish.manifest
+
+    def runs(self, state: Running) -> bool:
+        """Whether the worker that has started a pipeline still lives."""
+        return state.incarnation == incarnation_of(self._workers["vision"])
 
     def wake(self) -> None:
         """Look again now; called when a worker starts or dies and when the desired state changes."""
@@ -124,50 +112,27 @@ class Reconciler:
             self._models[model] = replace(state, retry_at_s=-math.inf)
         if isinstance(refused, Refused):
             self._pipelines[pipeline] = replace(refused, attempts=0, retry_at_s=-math.inf)
+        if isinstance(renewal := self._renewals.get(model), NotRenewed):
+            self._renewals[model] = replace(renewal, attempts=0, retry_at_s=-math.inf)
+        if isinstance(state, Serving) and not pipeline:
+            self._models[model] = replace(state, is_current=False)  # what it was made from may have changed
         self._failures.pop(model, None)
-        self._deadly.pop(model, None)
+        self._trust.forget(model)
         self.wake()
 
-    async def settled(self, model: str) -> ModelState:
-        """Waits until the model serves, or failed anew, or is no longer wanted (Absent). The caller sets the deadline."""
-        first = self._models.get(model)
-        while True:
-            state = self._models.get(model)
-            if model not in wanted_models(self._desired.value):
-                return Absent()
-            if isinstance(state, Broken) and state is not first:
-                return state
-            if isinstance(state, Serving) and self._is_current(model, state):
-                return state
-            await self._next_change()
-
-    async def gone(self, model: str) -> None:
-        """Waits until nothing is left of a model, or it is wanted again."""
-        while model in self._models and model not in wanted_models(self._desired.value):
-            await self._next_change()
-
-    async def pipeline_settled(self, pipeline: str, settings: Mapping[str, Any]) -> Running | Refused:
-        """Waits until the pipeline runs with these settings; Refused if it, or its model, failed anew, or others are wanted now."""
-        model = str(settings.get("model"))
-        first, first_model = self._pipelines.get(pipeline), self._models.get(model)
-        while True:
-            state, model_state = self._pipelines.get(pipeline), self._models.get(model)
-            if self._desired.value.pipelines.get(pipeline) != settings:
-                return Refused(settings, "a newer order took its place", 0, 0.0)
-            if isinstance(state, Running) and state.settings == settings and self._runs(state):
-                return state
-            if isinstance(state, Refused) and state.settings == settings and state is not first:
-                return state
-            if isinstance(model_state, Broken) and model_state is not first_model:
-                return Refused(settings, f"its model {model} does not serve: {model_state.message}", 0, 0.0)
-            await self._next_change()
+    def cancel(self, model: str) -> bool:
+        """End the build of a model; what serves goes on serving. Whether there was one. It is not begun again before `retry`."""
+        scope = self._builds.get(model)
+        if scope is not None:
+            scope.cancel()
+        return scope is not None
 
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
             while True:
                 self._woken = anyio.Event()
                 self.ticked_s = anyio.current_time()
-                for step in plan(self._desired.value, self.actual, anyio.current_time()):
+                for step in plan(self.desired.value, self.actual, anyio.current_time()):
                     self._begin(step, tasks)
                 with anyio.move_on_after(TICK_S):
                     await self._woken.wait()
@@ -182,7 +147,13 @@ class Reconciler:
         match step:
             case Prepare(model=model):
                 self._set(model, Preparing())
-                tasks.start_soon(self._prepare_model, model)
+                tasks.start_soon(self._prepare, model)
+            case Renew(model=model):
+                state = self._models[model]
+                if isinstance(state, Serving):
+                    self._models[model] = replace(state, is_current=False)
+                self._set_renewal(model, Renewing())
+                tasks.start_soon(self._renew, model)
             case Close(model=model):
                 self._forget(model)
             case Stop(pipeline=pipeline):
@@ -194,15 +165,16 @@ class Reconciler:
     def _needed(self, step: Step) -> WorkerName | None:
         """The worker that has to be asked for a step."""
         match step:
-            case Open(model=model):
+            case Open(model=model) | Swap(model=model):
                 return self._worker_of(model)
             case Close(model=model):
                 state, worker = self._models.get(model), self._worker_of(model)
-                is_held = isinstance(state, Serving) and self._is_current(model, state)
-                return worker if is_held or (worker is not None and self._asked.get(worker) == Open(model)) else None
+                is_held = isinstance(state, Serving) and self._is_held(model, state)
+                is_opening = worker is not None and self._asked.get(worker) in (Open(model), Swap(model))
+                return worker if is_held or is_opening else None
             case Stop(pipeline=pipeline):
                 running = self._pipelines.get(pipeline)
-                return "vision" if isinstance(running, Running) and self._runs(running) else None
+                return "vision" if isinstance(running, Running) and self.runs(running) else None
             case Start():
                 return "vision"
             case _:
@@ -217,6 +189,8 @@ class Reconciler:
                 match step:
                     case Open(model=model):
                         is_done = await self._open(model, worker, incarnation)
+                    case Swap(model=model):
+                        is_done = await self._swap(model, worker, incarnation)
                     case Close(model=model):
                         is_done = await self._close(model, worker)
                     case Start(pipeline=pipeline):
@@ -228,41 +202,105 @@ class Reconciler:
         if is_done:  # else the worker is lost: its next state wakes us
             self.wake()
 
-    async def _prepare_model(self, model: str) -> None:
+    async def _prepare(self, model: str) -> None:
         def progress(phase: str, fraction: float) -> None:
             self._set(model, Preparing(phase, fraction))
 
-        try:
-            manifest = self._lookup(model)
-            self._manifests[model] = manifest
-            built = await self._prepare(manifest, progress)
-        except (CatalogError, PreparationFailed) as error:
-            self._break(model, str(error))
-        except Exception as error:  # files and networks that nobody vouches for: what they find is one model's end, not the node's
-            logger.exception("preparing model %s failed", model)
-            self._break(model, f"{type(error).__name__}: {error}")
-        else:
+        built = await self._make(model, self._preparation.prepare, self._wishes, progress)
+        if isinstance(built, Built):
             logger.info("model %s is ready in %s", model, built.folder)
-            self._set(model, Prepared(built.folder, built.record))
+            self._set(model, Prepared(built.folder, built.record, built.is_current))
+        else:
+            self._break(model, built)
         self.wake()
+
+    async def _renew(self, model: str) -> None:
+        def progress(phase: str, fraction: float) -> None:
+            self._set_renewal(model, Renewing(phase, fraction))
+
+        built = await self._make(model, self._preparation.renew, self._coming, progress)
+        state = self._models.get(model)
+        if not isinstance(state, Serving | Prepared):
+            self._renewals.pop(model, None)
+        elif isinstance(built, PreparationFailed):
+            self._leave(model, built)
+        elif built.folder != state.folder:
+            self._set_renewal(model, Renewed(built.folder, built.record))
+        else:
+            self._renewals.pop(model, None)
+            self._wishes[model] = self._coming.pop(model)
+            self._set(model, replace(state, is_current=True))
+        self.wake()
+
+    async def _make(
+        self, model: str, make: Callable[[Wish, Progress], Awaitable[Built]], wishes: dict[str, Wish], progress: Progress
+    ) -> Built | PreparationFailed:
+        with anyio.CancelScope() as scope:
+            self._builds[model] = scope
+            try:
+                build, state = self.desired.value.builds.get(model, {}), self._models.get(model)
+                serving = state.folder if isinstance(state, Serving) else None
+                wish = wishes[model] = Wish(self._lookup(model), build, self._trust.distrusted(model), serving)
+                return await make(wish, progress)
+            except CatalogError as error:
+                return PreparationFailed(str(error))
+            except PreparationFailed as error:
+                return error
+            except Exception as error:  # files and networks that nobody vouches for: what they find is one model's end, not the node's
+                logger.exception("preparing model %s failed", model)
+                return PreparationFailed(f"{type(error).__name__}: {error}")
+            finally:
+                del self._builds[model]
+        return PreparationFailed(CANCELLED, "cancelled")
 
     async def _open(self, model: str, worker: WorkerHandle, incarnation: int) -> bool:
         state = self._models.get(model)
         if not isinstance(state, Prepared | Serving):
             return True
-        manifest = self._manifests[model]
-        message = OpenModel(0, model, to_mapping(manifest), str(state.folder), dict(self._engine_options))
         try:
-            done, _ = await worker.call(message, deadline_s=OPEN_DEADLINE_S)
+            details = await self._opened(self._wishes[model], state.folder, state.record, worker)
         except WorkerLost as error:
-            self._blame(model, incarnation, error)
+            if self._trust.is_deadly(model, state.folder, incarnation, error):
+                self._trust.distrust(model, state.folder)
+                text = f"its worker died {LETHAL_OPENS} times while it was loaded: {error.cause.text}"
+                self._break(model, PreparationFailed(text, "lethal"))
             return False
         except (AgentError, ProtocolError) as error:  # it lives and said no
-            self._break(model, str(error))
+            self._trust.distrust(model, state.folder)
+            self._break(model, PreparationFailed(str(error)))
             return True
-        logger.info("model %s is served by the %s worker", model, WORKER_OF_TASK[manifest.task])
-        self._set(model, Serving(state.folder, state.record, incarnation, done.result))
+        self._set(model, Serving(state.folder, state.record, incarnation, details, state.is_current))
         return True
+
+    async def _swap(self, model: str, worker: WorkerHandle, incarnation: int) -> bool:
+        renewed = self._renewals.get(model)
+        if not isinstance(renewed, Renewed):
+            return True
+        try:
+            details = await self._opened(self._coming[model], renewed.folder, renewed.record, worker)
+        except WorkerLost as error:
+            if self._trust.is_deadly(model, renewed.folder, incarnation, error):
+                text = f"its worker died {LETHAL_OPENS} times while the new engine was loaded: {error.cause.text}"
+                self._leave(model, PreparationFailed(text))
+            return False
+        except (AgentError, ProtocolError) as error:
+            self._leave(model, PreparationFailed(f"the new engine cannot be opened: {error}"))
+            return True
+        self._renewals.pop(model, None)
+        self._wishes[model] = self._coming.pop(model)
+        self._set(model, Serving(renewed.folder, renewed.record, incarnation, details))
+        self.on_note("info", model, f"served by its new engine {renewed.folder.name}")
+        return True
+
+    async def _opened(self, wish: Wish, folder: Path, record: Mapping[str, Any], worker: WorkerHandle) -> Mapping[str, Any]:
+        name, task = wish.manifest.name, wish.manifest.task
+        if not is_verified(record) and not (self._accepts_unverified or wish.build.get("accept_unverified")):
+            raise NotVerified(name, folder, record)
+        done, _ = await worker.call(
+            OpenModel(0, name, to_mapping(wish.manifest), str(folder), dict(self._engine_options)), deadline_s=OPEN_DEADLINE_S
+        )
+        logger.info("model %s is served by the %s worker from %s", name, WORKER_OF_TASK[task], folder.name)
+        return done.result
 
     async def _close(self, model: str, worker: WorkerHandle) -> bool:
         try:
@@ -273,7 +311,7 @@ class Reconciler:
         return True
 
     async def _start(self, pipeline: str, worker: WorkerHandle, incarnation: int) -> bool:
-        settings = self._desired.value.pipelines.get(pipeline)
+        settings = self.desired.value.pipelines.get(pipeline)
         if settings is None:
             return True
         try:
@@ -284,7 +322,7 @@ class Reconciler:
             earlier = self._pipelines.get(pipeline)
             attempts = earlier.attempts + 1 if isinstance(earlier, Refused) else 1
             logger.warning("pipeline %s does not start: %s", pipeline, error)
-            self._pipelines[pipeline] = Refused(settings, str(error), attempts, _retry_at(attempts))
+            self._pipelines[pipeline] = Refused(settings, str(error), attempts, retry_at_s(attempts))
         else:
             self._pipelines[pipeline] = Running(settings, incarnation)
         self._announce()
@@ -299,45 +337,54 @@ class Reconciler:
         self._announce()
         return True
 
-    def _worker_of(self, model: str) -> WorkerName | None:
-        manifest = self._manifests.get(model)
-        return None if manifest is None else WORKER_OF_TASK[manifest.task]
+    def _seen(self, model: str, state: ModelState) -> ModelState:
+        if not isinstance(state, Serving | Prepared):
+            return state
+        is_current = state.is_current and self._wishes[model].build == self.desired.value.builds.get(model, {})
+        if isinstance(state, Serving) and self._is_held(model, state):
+            return replace(state, is_current=is_current)
+        return Prepared(state.folder, state.record, is_current)
 
-    def _is_current(self, model: str, state: Serving) -> bool:
+    def _worker_of(self, model: str) -> WorkerName | None:
+        wish = self._wishes.get(model)
+        return None if wish is None else WORKER_OF_TASK[wish.manifest.task]
+
+    def _is_held(self, model: str, state: Serving) -> bool:
         worker = self._worker_of(model)
         return worker is not None and incarnation_of(self._workers[worker]) == state.incarnation
 
-    def _runs(self, state: Running) -> bool:
-        return state.incarnation == incarnation_of(self._workers["vision"])
-
-    def _blame(self, model: str, incarnation: int, lost: WorkerLost) -> None:
-        """A death is the supervisor's business, and the model is opened again; not for ever, if it is the model that kills."""
-        if lost.cause.kind not in LETHAL:
-            return
-        deaths = self._deadly.setdefault(model, set())
-        deaths.add(incarnation)
-        if len(deaths) >= LETHAL_OPENS:
-            self._break(model, f"its worker died {len(deaths)} times while it was loaded: {lost.cause.text}", RETRY_CAP_S)
-            del self._deadly[model]
-
-    def _break(self, model: str, message: str, at_least_s: float = 0.0) -> None:
+    def _break(self, model: str, failure: PreparationFailed) -> None:
         attempts = self._failures[model] = self._failures.get(model, 0) + 1
-        logger.error("model %s does not serve: %s", model, message)
-        self._set(model, Broken(message, attempts, max(_retry_at(attempts), anyio.current_time() + at_least_s)))
+        logger.error("model %s does not serve: %s", model, failure)
+        self.on_note("error", model, f"does not serve: {failure}")
+        self._set(model, Broken(str(failure), attempts, retry_at_s(attempts, failure)))
+
+    def _leave(self, model: str, failure: PreparationFailed) -> None:
+        """The engine that serves stays; what was to take its place is not tried again soon, or not at all."""
+        attempts = self._failures[model] = self._failures.get(model, 0) + 1
+        logger.warning("model %s goes on being served by the engine before: %s", model, failure)
+        self.on_note("warning", model, f"goes on being served by the engine before: {failure}")
+        self._set_renewal(model, NotRenewed(str(failure), attempts, renewal_at_s(attempts, failure)))
 
     def _set(self, model: str, state: ModelState) -> None:
-        if isinstance(state, Serving):
+        if isinstance(state, Serving) and state.is_current:
             self._failures.pop(model, None)
-            self._deadly.pop(model, None)
+            self._trust.forget(model)
         self._models[model] = state
         self._announce()
 
+    def _set_renewal(self, model: str, renewal: Renewal) -> None:
+        self._renewals[model] = renewal
+        self._announce()
+
     def _forget(self, model: str) -> None:
-        for kept in (self._models, self._manifests, self._failures, self._deadly):
+        self.cancel(model)
+        self._trust.forget(model)
+        for kept in (self._models, self._renewals, self._wishes, self._coming, self._failures):
             kept.pop(model, None)
         self._announce()
 
-    async def _next_change(self) -> None:
+    async def next_change(self) -> None:
         with anyio.move_on_after(TICK_S):  # what is wanted changes without an announcement
             await self._changed.wait()
 
@@ -345,8 +392,3 @@ class Reconciler:
         self._changed.set()
         self._changed = anyio.Event()
         self.on_change()
-
-
-def _retry_at(attempts: int) -> float:
-    delay_s = min(RETRY_CAP_S, RETRY_BASE_S * 2.0 ** min(attempts, 10))
-    return anyio.current_time() + random.uniform(delay_s / 2, delay_s)

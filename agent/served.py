@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from anyio import to_thread
+
 from agent.http.collaborators import ServiceFailure
-from agent.reconcile import PreparationFailed, Reconciler
+from agent.preparation import Built, Preparation, PreparationFailed, Progress, Wish
+from agent.reconcile import Reconciler
 from agent.state import WORKER_OF_TASK, Broken, Serving, WorkerName
 from agent.supervision.worker import Worker
 from agent.text import Served
@@ -33,19 +36,24 @@ class ServedModels:
         self._workers = workers
         self._aliases = aliases
         self._context_tokens = context_tokens
-        self._languages: dict[str, Language] = {}
+        self._languages: dict[Path, Language] = {}
         self.reconciler: Reconciler | None = None
 
     def load(self, model: str, folder: Path) -> None:
         """Read tokenizer and template of a prepared text model; blocks. Raises PreparationFailed."""
-        known = self._languages.get(model)
-        if known is not None and known.folder == folder:
+        if folder in self._languages:
             return
         try:
             tokenizer = Tokenizer(folder)
-            self._languages[model] = Language(folder, tokenizer, ChatTemplate.from_folder(folder, tokenizer))
+            language = Language(folder, tokenizer, ChatTemplate.from_folder(folder, tokenizer))
         except (OSError, ValueError, EngineError, ChatTemplateError) as error:
             raise PreparationFailed(f"{model}: its tokenizer in {folder} cannot be used: {error}") from error
+        # The one of the engine that serves stays while its successor is opened; older ones of the model go.
+        served = self.reconciler.actual.models.get(model) if self.reconciler else None
+        current = getattr(served, "folder", None)
+        for old in [known for known in self._languages if known.parent == folder.parent and known != current]:
+            del self._languages[old]
+        self._languages[folder] = language
 
     def resolve(self, name: str) -> Served:
         """Raises ServiceFailure: unknown_model for a name nobody asked to serve, not_ready while it is on its way."""
@@ -59,7 +67,7 @@ class ServedModels:
             raise ServiceFailure("not_ready", f"{model} could not be made ready: {state.message}")
         if manifest is None or not isinstance(state, Serving):
             raise ServiceFailure("not_ready", f"{model} is being prepared; ask again in a moment")
-        language = self._languages.get(model)
+        language = self._languages.get(state.folder)
         if language is None:
             raise ServiceFailure("invalid", f"{model} is a model for {manifest.task}; it has no text endpoint")
         worker = self._workers[WORKER_OF_TASK[manifest.task]]
@@ -78,3 +86,22 @@ class ServedModels:
 
     def _context(self, manifest: Manifest) -> int:
         return min(self._context_tokens, manifest.generation.context_tokens) if manifest.task == "generation" else 0
+
+
+class WithLanguage:
+    """A Preparation that reads the tokenizer of text models too, so that an engine whose language cannot be used does not serve."""
+
+    def __init__(self, preparation: Preparation, served: ServedModels) -> None:
+        self._preparation = preparation
+        self._served = served
+
+    async def prepare(self, wish: Wish, progress: Progress) -> Built:
+        return await self._loaded(wish, await self._preparation.prepare(wish, progress))
+
+    async def renew(self, wish: Wish, progress: Progress) -> Built:
+        return await self._loaded(wish, await self._preparation.renew(wish, progress))
+
+    async def _loaded(self, wish: Wish, built: Built) -> Built:
+        if wish.manifest.task != "detection":
+            await to_thread.run_sync(self._served.load, wish.manifest.name, built.folder)
+        return built

@@ -20,11 +20,15 @@ WORKER_OF_TASK: dict[str, WorkerName] = {
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Models to serve, in order of importance, and camera pipelines by id. `revision` is that of the coordinator's document."""
+    """Models to serve, in order of importance, and camera pipelines by id. `revision` is that of the coordinator's document.
+
+    `builds`: model → how an order wants its engine built, as in ModelDeployArgs; without an entry the configuration says it.
+    """
 
     models: tuple[str, ...] = ()
     pipelines: Mapping[str, Settings] = field(default_factory=dict)
     revision: int = 0
+    builds: Mapping[str, Settings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,11 @@ class Preparing:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Converted and verified in `folder`; not loaded."""
+    """Converted and verified in `folder`; not loaded. `is_current`: known to be the engine that is wanted now, else one has to look."""
 
     folder: Path
     record: Mapping[str, Any]
+    is_current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,12 @@ class Serving:
     record: Mapping[str, Any]
     incarnation: int
     details: Mapping[str, Any] = field(default_factory=dict)
+    is_current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Could not be prepared or loaded; tried again at `retry_at_s` (monotonic)."""
+    """Could not be prepared or loaded; tried again at `retry_at_s` (monotonic; infinite: when somebody asks for it)."""
 
     message: str
     attempts: int
@@ -68,6 +74,34 @@ class Broken:
 
 
 ModelState = Absent | Preparing | Prepared | Serving | Broken
+
+
+@dataclass(frozen=True, slots=True)
+class Renewing:
+    """The engine that is wanted now is looked for or built, while another one serves."""
+
+    phase: str = "queued"
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """It is there, and takes the place of the one that serves as soon as the worker has opened it."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NotRenewed:
+    """It could not be made or opened; the one before goes on serving."""
+
+    message: str
+    attempts: int
+    retry_at_s: float
+
+
+Renewal = Renewing | Renewed | NotRenewed
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +133,4 @@ class Actual:
     pipelines: Mapping[str, PipelineState] = field(default_factory=dict)
     workers: Mapping[WorkerName, int] = field(default_factory=dict)
     worker_of: Mapping[str, WorkerName] = field(default_factory=dict)
+    renewals: Mapping[str, Renewal] = field(default_factory=dict)

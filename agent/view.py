@@ -16,18 +16,17 @@ from agent.desired import DesiredState
 from agent.history import History
 from agent.http.collaborators import ModelView, NodeSnapshot, PipelineView, WorkerView
 from agent.link.session import Uplink
+from agent.model_view import build_view, model_view, reported
 from agent.plan import wanted_models
 from agent.protocol.messages import Backup, Endpoint, MetaBody, ModelState, PipelineState, StateBody
 from agent.reconcile import Reconciler
 from agent.standby import Standby
-from agent.state import Broken, Prepared, Preparing, Refused, Serving
+from agent.state import Broken, Refused, Renewal, Serving
 from agent.state import ModelState as LocalModelState
 from agent.state import Running as PipelineRunning
 from agent.supervision.state import BackingOff, Quarantined, Running, Starting, WorkerState
 from agent.supervision.worker import Worker
-from models.manifest import Manifest, manifest_digest
-
-REPORTED = {"Preparing": "building", "Prepared": "ready", "Serving": "serving", "Broken": "failed"}
+from models.manifest import manifest_digest
 
 
 class View:
@@ -76,7 +75,10 @@ class View:
 
     def models(self) -> tuple[ModelView, ...]:
         actual = self._reconciler.actual
-        return tuple(_model(name, state, self._reconciler.manifest(name), self._aliases(name)) for name, state in actual.models.items())
+        return tuple(
+            model_view(name, state, actual.renewals.get(name), self._reconciler.manifest(name), self._aliases(name))
+            for name, state in actual.models.items()
+        )
 
     def _aliases(self, name: str) -> tuple[str, ...]:
         manifest = self._reconciler.manifest(name)
@@ -123,19 +125,19 @@ class View:
         return StateBody(
             desired_rev=desired.revision,
             applied_rev=self._applied_revision,
-            models=tuple(self._model_state(name, state) for name, state in list(actual.models.items())[:128]),
+            models=tuple(self._model_state(name, state, actual.renewals.get(name)) for name, state in list(actual.models.items())[:128]),
             pipelines=tuple(_pipeline_state(name, self._reported(name)) for name in list(desired.pipelines)[:128]),
         )
 
-    def _model_state(self, name: str, state: LocalModelState) -> ModelState:
+    def _model_state(self, name: str, state: LocalModelState, renewal: Renewal | None) -> ModelState:
         manifest = self._reconciler.manifest(name)
         return ModelState.model_validate(
             {
                 "name": name,
-                "status": REPORTED.get(type(state).__name__, "building"),
+                "status": reported(state),
                 "task": manifest.task if manifest else None,
                 "digest": f"sha256:{manifest_digest(manifest)}" if manifest else None,
-                "message": state.message[:2000] if isinstance(state, Broken) else None,
+                "message": build.message[:2000] or None if (build := build_view(state, renewal)) else None,
             }
         )
 
@@ -146,35 +148,6 @@ class View:
             "models": lambda: {name: type(state).__name__ for name, state in self._reconciler.actual.models.items()},
             "journal": lambda: [f"{event.at} {event.kind}: {event.message}" for event in self._history.events[-20:]],
         }
-
-
-def _model(name: str, state: LocalModelState, manifest: Manifest | None, aliases: tuple[str, ...]) -> ModelView:
-    figures: dict[str, float | str] = {}
-    record: Mapping[str, Any] = {}
-    match state:
-        case Preparing(phase=phase, fraction=fraction):
-            figures = {"phase": phase, "progress": round(fraction, 3)}
-        case Broken(message=message, attempts=attempts):
-            figures = {"message": message, "attempts": attempts}
-        case Prepared(record=record) | Serving(record=record):
-            found = record.get("verdict", {}).get("figures", {})
-            figures = {
-                key: float(f"{value:.4g}") for key, value in found.items() if isinstance(value, int | float) and math.isfinite(value)
-            }
-        case _:
-            pass
-    key = record.get("key", {})
-    verdict = record.get("verdict", {})
-    return ModelView(
-        name=name,
-        task=manifest.task if manifest else "",
-        status=REPORTED.get(type(state).__name__, "building"),
-        aliases=aliases,
-        engine=f"{key['runtime']} {key['runtime_version']} · {key['precision']}" if key else "",
-        verdict=("passed" if verdict.get("passed") else "failed") if verdict else "",
-        licence=manifest.licence if manifest else "",
-        figures=figures,
-    )
 
 
 def _pipeline(name: str, settings: Mapping[str, Any], reported: Mapping[str, Any]) -> PipelineView:

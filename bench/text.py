@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import anyio
 from rich.console import Console
 
-from agent.prepare import prepare_model
+from agent.build_choice import BuildChoice
+from agent.prepare import BuildSettings, prepare_model
 from bench.decoders import Child, Room, Turn
 from bench.report import QUIET_CORES, Peer, machine, percentile, report, table, undisturbed
 from bench.servers import Load, Server, find_llama_server, hotspare_node, llama_server, llama_server_version, load, summary
@@ -62,7 +63,8 @@ def weights(store_folder: Path, model: str, activations: Sequence[str]) -> Weigh
     folders = {}
     for kind in activations:
         changed = dataclasses.replace(manifest, generation=dataclasses.replace(manifest.generation, activations=kind))
-        built = anyio.run(prepare_model, store, 2, BUILD_DEADLINE_S, changed, lambda phase, fraction: None)
+        settings = BuildSettings(timeout_s=BUILD_DEADLINE_S)
+        built = anyio.run(prepare_model, store, settings, BuildChoice(), changed, lambda phase, fraction: None)
         folders[kind] = built.folder
     return Weights(fetch(manifest.files["model"], store), folders)
 

@@ -1,4 +1,4 @@
-"""Which models this device knows: the shipped manifests and those of the site, which win by name."""
+"""Which models this device knows: the shipped manifests, those made here of files, and those of the site; the later wins by name."""
 
 from __future__ import annotations
 
@@ -42,16 +42,21 @@ class Catalog:
         raise CatalogError(f"no model is called {name!r}; {hint}")
 
 
-def load_catalog(site: Optional[Path] = None, shipped: Path = SHIPPED) -> Catalog:
-    """Read all manifests. `site` defaults to the folder HOTSPARE_SITE or /etc/hotspare/models; it need not exist."""
-    if site is None:
-        site = Path(os.environ.get("HOTSPARE_SITE") or SITE)
+def site_folder(environment: Mapping[str, str]) -> Path:
+    """HOTSPARE_SITE, else /etc/hotspare/models; it need not exist."""
+    return Path(environment.get("HOTSPARE_SITE") or SITE)
+
+
+def load_catalog(site: Optional[Path] = None, shipped: Path = SHIPPED, own: Optional[Path] = None) -> Catalog:
+    """Read all manifests: those of this package, those that `hotspare convert` made of files (`own`), and those of the site, which win."""
+    folders = [shipped, *([own] if own is not None else []), site_folder(os.environ) if site is None else site]
     manifests: Dict[str, Manifest] = {}
     problems: Dict[str, str] = {}
-    for folder in (shipped, site):
+    for folder in folders:
         for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
             try:
                 manifests[path.stem] = read_manifest(path)
+                problems.pop(path.stem, None)
             except CatalogError as error:
                 problems[path.stem] = str(error)
                 manifests.pop(path.stem, None)

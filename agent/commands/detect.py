@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from agent.reconcile import PreparationFailed
+    from agent.preparation import PreparationFailed
     from models.catalog import CatalogError
     from models.durable import StoreError
     from models.engines import EngineError
@@ -84,7 +84,8 @@ def _engine(name: str | None, store: Store) -> tuple[DetectionManifest, Path]:
     """The manifest and the folder of the converted model; fetches and converts what is not there yet."""
     import anyio
 
-    from agent.prepare import prepare_model
+    from agent.build_choice import BuildChoice
+    from agent.prepare import BuildSettings, prepare_model
     from models.catalog import load_catalog
     from models.manifest import DetectionManifest
     from models.sources import SourceError, fetch
@@ -103,7 +104,8 @@ def _engine(name: str | None, store: Store) -> tuple[DetectionManifest, Path]:
     if not isinstance(manifest, DetectionManifest):
         names = ", ".join(sorted(each.name for each in catalog.manifests.values() if each.task == "detection"))
         raise DetectError(f"{manifest.name} is a model for {manifest.task}; for detection there are {names}")
-    built = anyio.run(prepare_model, store, THREADS, BUILD_S, manifest, lambda phase, fraction: None)
+    settings = BuildSettings(threads=THREADS, timeout_s=BUILD_S)
+    built = anyio.run(prepare_model, store, settings, BuildChoice(), manifest, lambda phase, fraction: None)
     return manifest, built.folder
 
 

@@ -108,8 +108,36 @@ class VisionService(Protocol):
 
 
 @dataclass(frozen=True)
+class BuildView:
+    """A build that goes on, or the last one that did not end well. `progress`: share of the whole, None when it is over.
+
+    status  `building`; `waiting`: built, to be opened; `failed`; `cancelled`
+    """
+
+    status: str
+    phase: str = ""
+    progress: float | None = None
+    message: str = ""
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    """One step of the precision ladder. `worst`: the first tensor that left the reference; empty where none was looked for."""
+
+    precision: str
+    status: str
+    reason: str = ""
+    worst: str = ""
+
+
+@dataclass(frozen=True)
 class ModelView:
-    """One model as people and clients see it. `figures` are a few measured numbers by name, units in the name."""
+    """One model as people and clients see it. `figures` are a few measured numbers by name, units in the name.
+
+    is_current  the engine that serves is the one that is wanted; else `build` says how far that one is
+    ladder      what was tried until the engine was proven
+    """
 
     name: str
     task: str
@@ -119,6 +147,9 @@ class ModelView:
     verdict: str = ""
     licence: str = ""
     figures: Mapping[str, float | str] = field(default_factory=dict)
+    is_current: bool = True
+    build: BuildView | None = None
+    ladder: tuple[AttemptView, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +213,16 @@ class NodeView(Protocol):
     def models(self) -> Sequence[ModelView]: ...
 
 
+class Deployments(Protocol):
+    """Orders about models by hand. Both raise ServiceFailure."""
+
+    def deploy(self, model: str, build: Mapping[str, Any]) -> str:
+        """Want a model, built as told (see ModelDeployArgs); what failed is tried anew. Its own name."""
+
+    def cancel(self, model: str) -> bool:
+        """End its build; whether there was one."""
+
+
 class Gate(Protocol):
     def __call__(self) -> Allowed | Refused: ...
 
@@ -207,6 +248,7 @@ class Services:
     vision: VisionService | None = None
     demo: Demo | None = None
     key_digests: tuple[bytes, ...] = ()
+    deployments: Deployments | None = None
 
 
 @dataclass(frozen=True)

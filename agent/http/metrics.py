@@ -58,6 +58,13 @@ class NodeCollector:
         yield _labelled("hotspare_mode", "1 for the mode the node is in.", ["mode"], [((mode,), now.mode == mode) for mode in MODES])
         yield _labelled("hotspare_model_serving", "1 while the model serves.", ["model", "task"],
                         [((model.name, model.task), model.status == "serving") for model in now.models])  # fmt: skip
+        yield _labelled("hotspare_model_current", "1 while the engine that is wanted serves, 0 while an earlier one does.", ["model"],
+                        [((model.name,), model.is_current) for model in now.models if model.status == "serving"])  # fmt: skip
+        yield _labelled("hotspare_model_build_failed", "1 while the last build of the model's engine has failed.", ["model"],
+                        [((model.name,), model.build is not None and model.build.status == "failed") for model in now.models])  # fmt: skip
+        yield _labelled("hotspare_model_build_progress", "Share of a build that is done, while there is one.", ["model"],
+                        [((model.name,), model.build.progress) for model in now.models
+                         if model.build is not None and model.build.progress is not None])  # fmt: skip
         yield _labelled("hotspare_worker_restarts", "Restarts of a worker since the agent started.", ["worker"],
                         [((worker.name,), worker.restarts) for worker in now.workers])  # fmt: skip
         yield _labelled("hotspare_worker_memory_bytes", "Resident memory of a worker.", ["worker"],

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -55,6 +56,7 @@ class Commands:
     """`run()` finishes what an earlier life left open, then serves both lanes. `receive()` is for the session's reader.
 
     Control ops run at once, each in its own task; work runs one by one. Both are bounded: beyond, `rejected(busy)`.
+    `cancellers`: what a cancelled command of an op leaves behind that its handler does not end by being cancelled.
     `outgoing` carries steps to the session; what it cannot hold, and what no broker got, `Journal.unsent` still knows.
     """
 
@@ -68,7 +70,9 @@ class Commands:
         clock: Callable[[], float],
         clock_is_synced: Callable[[], bool],
         report_fault: Callable[[str, str], Awaitable[None]],
+        cancellers: Mapping[str, Callable[[Any], None]] | None = None,
     ) -> None:
+        self._cancellers = cancellers or {}
         self._node = node
         self._journal = journal
         self._handlers = handlers
@@ -242,6 +246,8 @@ class Commands:
             return {"cancelled": False}
         job.is_cancelled = True
         job.scope.cancel()
+        if job.command.op in self._cancellers:
+            self._cancellers[job.command.op](job.args)
         return {"cancelled": True}
 
     async def _advance(self, job: _Job, status: Status, fraction: float | None = None, step: str | None = None) -> None:

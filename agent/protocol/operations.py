@@ -42,7 +42,7 @@ class DrainArgs(Wire):
     reason: Text | None = None
 
 
-Target = Literal["auto", "onnxruntime", "tensorrt", "tensorrt_rtx"]
+Target = Literal["auto", "onnxruntime", "native", "tensorrt", "tensorrt_rtx"]
 BuildPrecision = Literal["auto", "fp32", "tf32", "fp16", "int8", "int4"]
 
 
