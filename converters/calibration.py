@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,20 @@ from models.manifest import ClassificationManifest, DetectionManifest, Embedding
 from models.tasks.encoder import encode, truncate
 
 INPUTS = 64
-MADE_UP_PICTURES = 16
+MADE_UP_PICTURES = 32
+# With fewer, none are held back for the gate.
+ENOUGH = 16
 RANDOM_LENGTHS = (3, 8, 16, 24, 32, 48)
 
+Item = TypeVar("Item")
 Feeds = list[dict[str, NDArray[Any]]]
 
 
 def calibration_inputs(
     manifest: Stateless, graph: Path, calibration: Path | None, tokenizer: Path | None = None, count: int = INPUTS, threads: int = 2
 ) -> Feeds:
-    """At most `count` inputs of `graph`, as the pre-processing that serves the model makes them.
+    """At most `count` inputs of `graph`, as the pre-processing that serves the model makes them: of many pictures or texts every second,
+    so that the gate can look at others.
 
     calibration  folder of pictures, or text file with one text a line; None: made-up ones
     tokenizer    tokenizer.json of an encoder; without one, random tokens
@@ -41,7 +45,7 @@ def calibration_inputs(
             from models.tasks.detection import Detector  # brings OpenCV, which text needs not
 
             detector = Detector(engine, manifest)
-            for picture in pictures_of(calibration, count) or made_up_pictures(min(count, MADE_UP_PICTURES)):
+            for picture in _alternate(pictures_of(calibration, 2 * count), count) or made_up_pictures(min(count, MADE_UP_PICTURES), seed=1):
                 detector.detect(picture)
         else:
             facts = manifest.embedding if isinstance(manifest, EmbeddingManifest) else manifest.classification
@@ -58,11 +62,15 @@ def _sequences(
 ) -> list[list[int]]:
     if tokenizer is not None:
         encoding = Tokenizer.from_file(str(tokenizer)).encode
-        return [list(encoding(text).ids) for text in (texts_of(calibration, count) or SENTENCES)[:count]]
+        return [list(encoding(text).ids) for text in (_alternate(texts_of(calibration, 2 * count), count) or SENTENCES)[:count]]
     if calibration is not None:
         raise ConversionError(f"{manifest.name} has no tokenizer to read {calibration} with; add [files.tokenizer]", "bad_request")
     rng = np.random.default_rng(0)
     return [rng.integers(0, 100, length).tolist() for length in RANDOM_LENGTHS][:count]
+
+
+def _alternate(items: list[Item], count: int) -> list[Item]:
+    return (items[1::2] if len(items) >= 2 * ENOUGH else items)[:count]
 
 
 class _Recorder:

@@ -22,7 +22,7 @@ from converters.written_out import write_out
 from models.manifest import DetectionManifest
 
 # Part of the engine key: raise it with every change that changes what is written.
-VERSION = 2
+VERSION = 3
 MAX_GRAPH_BYTES = (2 << 30) - 1
 MIN_OPSET = 7
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})

@@ -15,22 +15,21 @@ from numpy.typing import NDArray
 
 from converters import half_from_onnx, int8_from_onnx, onnx_from_onnx, onnx_from_transformers
 from converters.beside import BESIDE, copy_beside
+from converters.calibration import calibration_inputs
 from converters.decoder_graph import Progress
 from converters.engine_process import EngineProcess
 from converters.errors import ConversionError
-from converters.gate_inputs import SENTENCES, calibration_of, made_up_pictures, pictures_of, texts_of
+from converters.gate_inputs import calibration_of, pictures_of, texts_of
 from converters.graph_contract import Stateless
 from converters.ladder import Place, Step
 from converters.line import Job
 from converters.plan_process import build_plan
 from converters.profiles import profiles_of
 from converters.verdict import Comparison, WorstTensor
-from converters.verify_onnx import open_source, run_encoder, verify_detection, verify_encoder
+from converters.verify_onnx import open_source, verify_detection, verify_encoder
 from converters.worst_tensor import worst_tensor
 from models.engines import Engine, EngineOptions, open_engine
 from models.manifest import DetectionManifest, GenerationManifest
-
-CALIBRATION_INPUTS = 32
 
 log = logging.getLogger(__name__)
 
@@ -169,25 +168,11 @@ class StatelessLine:
             self._manifest,
             step,
             not self._job.place.is_tensorrt,
-            lambda: self._inputs(source),
+            lambda: calibration_inputs(self._manifest, source, self._calibration, self._tokenizer, threads=request.options.threads),
             request.store / "calibration",
             request.options.threads,
         )
         return self._roundings[step.precision](source, target, recipe)
-
-    def _inputs(self, graph: Path) -> list[dict[str, NDArray[Any]]]:
-        """What the task feeds for pictures or texts: other ones than those that the gate looks at, where there are enough."""
-        kept = _Kept(open_source(graph, self._job.request.options.threads), CALIBRATION_INPUTS)
-        if isinstance(self._manifest, DetectionManifest):
-            from models.tasks.detection import Detector  # brings OpenCV, which text needs not
-
-            detector = Detector(kept, self._manifest)
-            for picture in pictures_of(self._calibration, 2 * CALIBRATION_INPUTS)[1::2] or made_up_pictures(CALIBRATION_INPUTS, seed=1):
-                detector.detect(picture)
-        else:
-            texts = texts_of(self._calibration, 2 * CALIBRATION_INPUTS)[1::2]
-            run_encoder(self._manifest, kept, self._tokenizer, texts or SENTENCES)
-        return kept.all
 
     def _standard_graph(self, target: onnx_from_onnx.GraphTarget) -> Path:
         """The source in ONNX's own operators, for builders that know no others and for rounding."""
@@ -221,21 +206,16 @@ class StatelessLine:
 
 
 class _Kept:
-    """An engine that keeps what it was given first: for ranges of int8, and to compare graphs value by value."""
+    """An engine that keeps the first inputs it was given: with them the graphs are compared value by value."""
 
-    def __init__(self, engine: Engine, count: int = 1) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.inputs, self.outputs, self.provider = engine.inputs, engine.outputs, engine.provider
-        self.all: list[dict[str, NDArray[Any]]] = []
+        self.first: dict[str, NDArray[Any]] = {}
         self._engine = engine
-        self._count = count
-
-    @property
-    def first(self) -> dict[str, NDArray[Any]]:
-        return self.all[0] if self.all else {}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        if len(self.all) < self._count:
-            self.all.append({name: np.array(value) for name, value in inputs.items()})
+        if not self.first:
+            self.first = {name: np.array(value) for name, value in inputs.items()}
         return self._engine.run(inputs)
 
     def close(self) -> None:

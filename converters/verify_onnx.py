@@ -66,13 +66,6 @@ def verify_encoder(
     return Comparison(figures, tolerance, len(sequences), round(time.monotonic() - start, 3), reason)
 
 
-def run_encoder(
-    manifest: EmbeddingManifest | ClassificationManifest, engine: Engine, tokenizer: Path | None, texts: Sequence[str]
-) -> NDArray[np.float32]:
-    """Vectors or logits of texts, one at a time, as the task feeds them. Raises EngineError."""
-    return _outputs(manifest, engine, _sequences(tokenizer, texts), 1)
-
-
 def _outputs(
     manifest: EmbeddingManifest | ClassificationManifest, engine: Engine, sequences: Sequence[Sequence[int]], rows: int
 ) -> NDArray[np.float32]:

@@ -24,6 +24,8 @@ from tests.converters.test_half_from_onnx import attention, run
 from tests.converters.tiny_onnx import model, save
 
 FLOAT = TensorProto.FLOAT
+# Products of DEIMv2-Femto whose inputs spread too far for one scale (measured one by one), beside those that are kept anyway.
+WIDE = ["*/stem*", "*aggregation*", "*down*sample*", "*input_proj*", "*/cv4/*", "*/cv2.0/conv1/*", "*enc_bbox_head*", "*query_pos_head*"]
 RNG = np.random.default_rng(7)
 
 
@@ -132,7 +134,7 @@ def test_thresholds_cut_a_long_thin_tail() -> None:
 
 
 def test_a_real_detector_keeps_its_precision(tmp_path: Path, test_data: Path) -> None:
-    """INT8 of DEIMv2-Femto: mAP on 64 pictures of COCO, ranges from every fourth of them."""
+    """INT8 of DEIMv2-Femto: mAP on 64 pictures of COCO, ranges from 16 of them."""
     source = test_data / "models" / "deimv2_hgnetv2_femto_coco_raw.onnx"
     manifest = shipped_detector("deimv2-femto")
     standard, target = tmp_path / "standard", tmp_path / "int8.onnx"
@@ -141,13 +143,13 @@ def test_a_real_detector_keeps_its_precision(tmp_path: Path, test_data: Path) ->
     onnx_from_onnx(source, {}, tmp_path / "scratch", standard, manifest, tensorrt_target("tensorrt_rtx", "1.7"))
     graph = standard / "model.onnx"
     inputs = calibration_inputs(manifest, graph, test_data / "data" / "coco64" / "images", count=16)
-    int8 = int8_from_onnx(graph, target, inputs, excluded=["*backbone*"])
-    assert int8.nodes > 50
-    assert target.stat().st_size < graph.stat().st_size * 0.7
+    int8 = int8_from_onnx(graph, target, inputs, excluded=WIDE)
+    assert int8.nodes > 55
+    assert target.stat().st_size < graph.stat().st_size * 0.75
     described = Pictures(test_data / "data" / "coco64")
     precision = {path: precision_of_graph(described, manifest, path) for path in (source, target)}
     assert precision[source] == pytest.approx(0.4016, abs=0.001)
-    assert precision[target] > precision[source] - 0.03
+    assert precision[target] > precision[source] - 0.02
     assert plan_bytes(target) > 1_000_000
 
 
