@@ -48,12 +48,15 @@ class BuildChoice:
         return self.target.startswith("tensorrt")
 
 
-def choices(settings: ConvertSettings, order: Mapping[str, Any], machine: Machine, manifest: Manifest) -> tuple[BuildChoice, ...]:
-    """What is wanted, then what is taken where the first is not to be had. The order wins over the configuration.
+def choices(
+    settings: ConvertSettings, order: Mapping[str, Any], machine: Machine, manifest: Manifest, calibration: Path | None = None
+) -> tuple[BuildChoice, ...]:
+    """What is wanted, then what is taken where the first is not to be had. The order wins over the configuration; `calibration` is a path
+    that somebody on this machine has named, where an order can only name an entry of the node's folder.
 
     Raises PreparationFailed for a target or a calibration that this machine does not have.
     """
-    calibration = _calibration(settings.calibration, order.get("calibration"))
+    calibration = calibration.absolute() if calibration is not None else _calibration(settings.calibration, order.get("calibration"))
     accepts = bool(settings.accept_unverified or order.get("accept_unverified"))
     precision: Precision = order.get("precision") or settings.precision
     target: BuildTarget | Literal["auto"] = order.get("target") or settings.target

@@ -36,12 +36,14 @@ class Built:
 class PreparationFailed(Exception):
     """A model could not be fetched, converted or verified; the message is for people.
 
-    `code` is that of the converter's error, or empty. `is_final`: the same will happen again unless somebody changes something.
+    `code` is that of the converter's error, or empty; `verdict` what was measured, if anything was. `is_final`: the same will happen again
+    unless somebody changes something.
     """
 
-    def __init__(self, message: str, code: str = "") -> None:
+    def __init__(self, message: str, code: str = "", verdict: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.verdict = verdict or {}
 
     @property
     def is_final(self) -> bool:
@@ -67,7 +69,9 @@ def is_verified(record: Mapping[str, Any]) -> bool:
     return isinstance(verdict, Mapping) and verdict.get("passed") is True
 
 
-FINAL_CODES = frozenset({"bad_request", "bad_file", "unsupported", "unsupported_operator", "parse", "not_the_same_model"})
+FINAL_CODES = frozenset(
+    {"bad_request", "bad_file", "unsupported", "unsupported_operator", "parse", "no_profile", "not_the_same_model", "not_verified"}
+)
 
 
 class Preparation(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,6 +105,24 @@ def _request(
     }
 
 
+async def build_first(
+    store: Store, settings: BuildSettings, wanted: Sequence[BuildChoice], manifest: Manifest, progress: Progress
+) -> Built:
+    return await first_built(wanted, lambda choice: prepare_model(store, settings, choice, manifest, progress))
+
+
+async def first_built(wanted: Sequence[BuildChoice], build: Callable[[BuildChoice], Awaitable[Built]]) -> Built:
+    """The first of what is wanted that this machine and the converter have."""
+    for choice in wanted[:-1]:
+        try:
+            return await build(choice)
+        except PreparationFailed as failure:
+            if failure.code != "unsupported":
+                raise
+            logger.info("not built for %s: %s", choice.target, failure)
+    return await build(wanted[-1])
+
+
 class Preparer:
     """The Preparation of a node, which asks for one thing at a time. `look_around` is asked once; `pinned` gives the models and artefacts
     (by digest) that are wanted and do not go to make room."""
@@ -146,7 +164,7 @@ class Preparer:
                 logger.warning("model %s has no quick engine and serves once the wanted one is built: %s", wish.manifest.name, failure)
         if refusal is not None:
             raise refusal
-        return await self._build_first(wish, wanted, progress)
+        return await first_built(wanted, lambda choice: self._build(wish, choice, progress))
 
     async def renew(self, wish: Wish, progress: Progress) -> Built:
         machine = await self._surroundings()
@@ -155,23 +173,12 @@ class Preparer:
         is_here = all(self._store.find(file) is not None for file in wish.manifest.files.values())
         if serving is not None and not is_here and not wish.build and is_like(serving.record.key, wanted[0], machine):
             return Built(serving.folder, to_mapping(serving.record))  # not worth a download to hear that it is the same
-        return await self._build_first(wish, wanted, progress)
+        return await first_built(wanted, lambda choice: self._build(wish, choice, progress))
 
     async def _surroundings(self) -> Machine:
         if self._machine is None:
             self._machine = await self._look_around()
         return self._machine
-
-    async def _build_first(self, wish: Wish, wanted: tuple[BuildChoice, ...], progress: Progress) -> Built:
-        """The first of what is wanted that this machine and the converter have."""
-        for choice in wanted[:-1]:
-            try:
-                return await self._build(wish, choice, progress)
-            except PreparationFailed as failure:
-                if failure.code != "unsupported":
-                    raise
-                logger.info("model %s is not built for %s: %s", wish.manifest.name, choice.target, failure)
-        return await self._build(wish, wanted[-1], progress)
 
     async def _build(self, wish: Wish, choice: BuildChoice, progress: Progress) -> Built:
         manifest = wish.manifest

@@ -15,13 +15,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from models.catalog import Catalog, CatalogError, load_catalog
+from agent.known_models import KnownModels, own_manifests
+from models.catalog import Catalog, CatalogError
 from models.durable import StoreError
 from models.manifest import Manifest
 from models.record import to_mapping
 from models.sources import SourceError, base_name, fetch
 from models.store import Store, megabytes, open_store
-from models.upkeep import remove, usage, verify
+from models.upkeep import remove, repair, usage, verify
 
 FILE_WIDTH = 200  # where no terminal says how wide it is: a line for each model
 SUMMARY_WIDTH = 110  # a narrower terminal would fold the summaries into towers
@@ -44,17 +45,18 @@ def add_parser(subparsers: Any) -> None:
     show.add_argument("name", metavar="NAME")
     check = actions.add_parser("verify", help="read the files of one model, or the whole store, again and name damaged ones")
     check.add_argument("name", metavar="NAME", nargs="?")
+    check.add_argument("--repair", action="store_true", help="remove what is damaged; it is fetched or built again when it is needed")
     removal = actions.add_parser("rm", help="remove a model's engines and files")
     removal.add_argument("name", metavar="NAME")
-    removal.add_argument("--forget", action="store_true", help="also forget the digests recorded at the first fetch")
+    removal.add_argument("--forget", action="store_true", help="also forget the digests recorded at the first fetch, and a manifest made by convert")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     actions = {"list": _list, "pull": _pull, "show": _show, "verify": _verify, "rm": _remove}
     try:
-        catalog = load_catalog()
         store = open_store(arguments.state)
+        catalog = KnownModels(store.root).catalog
         return actions[arguments.action](arguments, catalog, store)
     except (CatalogError, SourceError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -138,11 +140,20 @@ def _verify(arguments: argparse.Namespace, catalog: Catalog, store: Store) -> in
     for damage in damages:
         print(f"{damage.kind}: {damage.path}: {damage.detail}", file=sys.stderr)
     print(f"{len(checked)} files and engines read, {len(damages)} damaged")
-    return 1 if damages else 0
+    if not arguments.repair or not damages:
+        return 1 if damages else 0
+    stayed = repair(store, damages)
+    for path in stayed:
+        print(f"in use: {path}; stop the node, then repair again", file=sys.stderr)
+    print("what was damaged is removed" if not stayed else f"{len(stayed)} could not be removed")
+    return 1 if stayed else 0
 
 
 def _remove(arguments: argparse.Namespace, catalog: Catalog, store: Store) -> int:
     manifest = catalog.find(arguments.name)
     freed = remove(store, manifest, catalog.manifests.values(), arguments.forget)
+    own = own_manifests(store.root) / f"{manifest.name}.toml"
+    if arguments.forget and own.exists():  # made of a file that somebody pointed at, by whom it can be made again
+        own.unlink()
     print(f"{manifest.name}: {megabytes(freed)} freed")
     return 0
