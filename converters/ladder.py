@@ -74,9 +74,9 @@ def asked_precision(place: Place, task: str, asked: Precision, own: Precision, a
     """
     rung = own if asked == "auto" else asked
     if place.runtime == "native":
-        if rung not in ("auto", "int8", "int4"):
-            raise _not_here(f"precision {rung} of the native engine", "it rounds activations to int8; ask for int8, or take onnxruntime")
-        return "int8" if rung == "auto" else rung
+        if rung not in ("auto", "fp32", "int8", "int4"):
+            raise _not_here(f"precision {rung} of the native engine", "ask for fp32, int8 or int4")
+        return rung if rung != "auto" else "int8" if activations == "int8" else "fp32"
     if rung == "auto":
         rung = "fp16" if place.is_tensorrt else "int8" if task == "generation" and activations == "int8" else "fp32"
     if task == "generation" and not place.is_tensorrt and rung not in ("fp32", "int8", "int4"):
@@ -93,7 +93,7 @@ def asked_precision(place: Place, task: str, asked: Precision, own: Precision, a
 def ladder(place: Place, first: Rung, task: str = "detection") -> tuple[Step, ...]:
     """The attempts from `first` down to fp32."""
     if place.runtime == "native":
-        return (Step("int4"), Step("int8")) if first == "int4" else (Step("int8"),)
+        return (Step(first), Step("fp32")) if first != "fp32" else (Step("fp32"),)
     if not place.is_tensorrt:
         return _on_onnxruntime(first, task)
     typed = place.is_typed

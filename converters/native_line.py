@@ -36,7 +36,9 @@ class NativeLine:
         self._model = read_model(job, self._facts.context_tokens)
 
     def convert(self, step: Step, folder: Path, progress: Progress) -> Mapping[str, Any]:
-        native_from_causal_model.native_from_causal_model(with_bits(self._model, step.precision), folder, progress)
+        native_from_causal_model.native_from_causal_model(
+            with_bits(self._model, step.precision), folder, progress, "int8" if step.precision == "int8" else "float32"
+        )
         copy_beside(self._job.request, folder)
         return {"compiler": native_from_causal_model.compiler_version()}
 

@@ -43,7 +43,7 @@ class _Layer(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in NORMS), *((name, _Matrix) for name in MATRICES)]
 
 
-COUNTS = ("layers", "heads", "kv_heads", "head_dim", "hidden", "inner", "vocabulary", "slots", "capacity", "threads", "spin")
+COUNTS = ("layers", "heads", "kv_heads", "head_dim", "hidden", "inner", "vocabulary", "slots", "capacity", "threads", "spin", "is_fine")
 
 
 class _Model(ctypes.Structure):
@@ -114,7 +114,9 @@ class NativeGenerationEngine:
         self._logits = np.empty((STEP_TOKENS, self._head.rows), np.float32)
         threads = min(options.threads or max(1, _cores() - 1), 64)
         sizes = (facts.layers, facts.heads, facts.kv_heads, facts.head_dim, facts.hidden, weights.header.inner, facts.vocabulary)
-        self._model = _Model(*sizes, options.slots, capacity, threads, SPINS[options.spinning], weights.header.epsilon)
+        self._model = _Model(
+            *sizes, options.slots, capacity, threads, SPINS[options.spinning], weights.header.is_fine, weights.header.epsilon
+        )
         self._model.layer = ctypes.addressof(self._layers)
         self._model.final_norm = self._vector("output_norm", facts.hidden)
         self._model.embedding = self._matrix("token_embd")

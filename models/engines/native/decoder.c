@@ -1,4 +1,4 @@
-/* A Llama-class decoder on the CPU: quantised weights, activations rounded to int8 block by block, float16 key-value cache.
+/* A Llama-class decoder on the CPU: quantised weights, activations rounded block by block, float16 key-value cache.
  *
  * One step takes any mixture of tokens, each with the slot it belongs to and its position there: pieces of prompts and running sequences
  * go through the layers together. All sums are taken in an order that depends on a token's own sequence alone, so that no other request
@@ -323,6 +323,7 @@ hs_engine *hs_open(const hs_model *model, int32_t max_tokens) {
     engine->inner = room(tokens * 2 * (size_t)model->inner * 4);
     engine->partial = room(partials * 4);
     engine->rows.codes = room(tokens * widest);
+    engine->rows.low = model->is_fine ? room(tokens * widest) : NULL;
     engine->rows.scale = room(tokens * widest / BLOCK * 4);
     engine->rows.sum = room(tokens * widest / BLOCK * 4);
     engine->rows.total = room(tokens * widest / BLOCK * 4);
@@ -331,7 +332,7 @@ hs_engine *hs_open(const hs_model *model, int32_t max_tokens) {
     engine->logit_tokens = room(tokens * 4);
     engine->runs = room(tokens * sizeof *engine->runs);
     engine->phases = room((size_t)engine->phase_count * sizeof *engine->phases);
-    int whole = engine->residual && engine->packed && engine->attended && engine->inner && engine->partial && engine->rows.codes &&
+    int whole = engine->residual && engine->packed && engine->attended && engine->inner && engine->partial && engine->rows.codes && (engine->rows.low || !model->is_fine) &&
                 engine->rows.scale && engine->rows.sum && engine->rows.total && engine->run_of && engine->tokens && engine->logit_tokens && engine->runs && engine->phases;
     for (int thread = 0; thread < model->threads && whole; thread++)
         whole = (engine->scores[thread] = room((CHUNK + chunks * (model->head_dim + 2)) * QUERIES * 4)) != NULL;
@@ -351,7 +352,7 @@ void hs_close(hs_engine *engine) {
     atomic_fetch_add(&engine->generation, 1);
     wake_all(&engine->generation);
     for (int thread = 0; thread < engine->thread_count; thread++) pthread_join(engine->threads[thread], NULL);
-    void *all[] = {engine->residual, engine->packed, engine->attended, engine->inner, engine->partial, engine->rows.codes, engine->rows.scale,
+    void *all[] = {engine->residual, engine->packed, engine->attended, engine->inner, engine->partial, engine->rows.codes, engine->rows.low, engine->rows.scale,
                    engine->rows.sum, engine->rows.total, engine->run_of, engine->tokens, engine->logit_tokens, engine->runs, engine->phases};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     for (int thread = 0; thread < MAX_THREADS; thread++) free(engine->scores[thread]);

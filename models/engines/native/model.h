@@ -10,7 +10,7 @@ typedef struct {
 } hs_layer;
 
 typedef struct {
-    int32_t layers, heads, kv_heads, head_dim, hidden, inner, vocabulary, slots, capacity, threads, spin;
+    int32_t layers, heads, kv_heads, head_dim, hidden, inner, vocabulary, slots, capacity, threads, spin, is_fine;
     float epsilon;
     const hs_layer *layer;
     const float *final_norm;

@@ -1,4 +1,5 @@
-/* Quantised matrices times activations rounded to int8.
+/* Quantised matrices times activations rounded block by block: to 8 bits as llama.cpp does, or to 15 bits in two planes of 8-bit codes,
+ * 128 * code + low, which leaves the answers of float32.
  *
  * A matrix is kept in groups of 16 output rows; in a group there is one record for each block of 32 columns: codes first, then 16 scales
  * and, if the matrix has offsets, 16 offsets, all float16, or float32 in a wide matrix. Codes are quads of neighbouring columns, row after
@@ -18,9 +19,9 @@ typedef struct {
 
 /* Rows of activations, quantised block by block. */
 typedef struct {
-    int8_t *codes;
+    int8_t *codes, *low; /* low is NULL where activations have 8 bits */
     float *scale, *sum; /* of each block: its scale; its scale times the sum of its codes */
-    int32_t *total;     /* of each block: -128 times the sum of its codes */
+    int32_t *total;     /* of each block: -128 times that sum */
 } rounded;
 
 /* One quad of each of 16 rows times one quad of activations, added. `code` unsigned below 16 (4 bits) or signed (8 bits). */
@@ -112,11 +113,22 @@ INLINE vf load_factors(const uint8_t *from, int is_wide) { return is_wide ? load
 
 INLINE rounded row_of(rounded x, int blocks, int row) {
     const size_t at = (size_t)row * blocks;
-    return (rounded){x.codes + at * BLOCK, x.scale + at, x.sum + at, x.total + at};
+    return (rounded){x.codes + at * BLOCK, x.low ? x.low + at * BLOCK : NULL, x.scale + at, x.sum + at, x.total + at};
 }
 
-/* One group of 16 matrix rows times `tile` rows of activations, to[t * stride]. `tile` and `bits` are constants where it is inlined. */
-INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int tile, float *to, int stride, int adds, int bits) {
+INLINE vi multiply_block(vi whole, const quads *codes, const int8_t *x, int bits) {
+#pragma GCC unroll 8
+    for (int i = 0; i < QUADS; i++) {
+        int32_t quad;
+        memcpy(&quad, x + 4 * i, 4);
+        whole = bits == 4 ? multiply4(whole, codes[i], quad) : multiply8(whole, codes[i], quad);
+    }
+    return whole;
+}
+
+/* One group of 16 matrix rows times `tile` rows of activations, to[t * stride]. `tile`, `bits` and `is_fine` are constants
+ * where it is inlined. */
+INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int tile, float *to, int stride, int adds, int bits, int is_fine) {
     const int blocks = matrix->columns / BLOCK, has_offset = matrix->has_offset, is_wide = matrix->is_wide;
     const size_t bytes = record_bytes(bits, has_offset, is_wide);
     const uint8_t *record = matrix->records + (size_t)group * blocks * bytes;
@@ -142,13 +154,9 @@ INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int til
         for (int t = 0; t < tile; t++) {
             const size_t at = (size_t)t * blocks + block;
             vi whole = {0};
+            whole = multiply_block(whole, codes, x.codes + at * BLOCK, bits);
+            if (is_fine) whole = multiply_block(whole << 7, codes, x.low + at * BLOCK, bits);
             if (bits == 8 && SHIFTS_SIGNED) whole = whole + x.total[at];
-#pragma GCC unroll 8
-            for (int i = 0; i < QUADS; i++) {
-                int32_t quad;
-                memcpy(&quad, x.codes + at * BLOCK + 4 * i, 4);
-                whole = bits == 4 ? multiply4(whole, codes[i], quad) : multiply8(whole, codes[i], quad);
-            }
             totals[t] += __builtin_convertvector(whole, vf) * (scale * x.scale[at]);
             if (bits == 4 || has_offset) totals[t] += offset * x.sum[at];
         }
@@ -161,12 +169,12 @@ INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int til
     }
 }
 
-INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds, int bits) {
+INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds, int bits, int is_fine) {
     const int blocks = matrix->columns / BLOCK;
     int t = 0;
 #define TILES(tile)                                                                                                                 \
     for (; t + (tile) <= count; t += (tile))                                                                                        \
-        multiply_tile(matrix, group, row_of(x, blocks, t), tile, to + (size_t)t * stride, stride, adds, bits);
+        multiply_tile(matrix, group, row_of(x, blocks, t), tile, to + (size_t)t * stride, stride, adds, bits, is_fine);
     TILES(8)
     TILES(4)
     TILES(2)
@@ -176,26 +184,31 @@ INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int cou
 
 /* Rows `group * 16` and 15 more of matrix @ x.T, for all rows of x, to[row * stride]; added to what is there if `adds`. */
 static void multiply_group(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds) {
-    if (matrix->bits == 4) multiply_rows(matrix, group, x, count, to, stride, adds, 4);
-    else multiply_rows(matrix, group, x, count, to, stride, adds, 8);
+    if (matrix->bits == 4 && x.low) multiply_rows(matrix, group, x, count, to, stride, adds, 4, 1);
+    else if (matrix->bits == 4) multiply_rows(matrix, group, x, count, to, stride, adds, 4, 0);
+    else if (x.low) multiply_rows(matrix, group, x, count, to, stride, adds, 8, 1);
+    else multiply_rows(matrix, group, x, count, to, stride, adds, 8, 0);
 }
 
-/* Round a row to int8, block by block. */
+/* Round a row, block by block. */
 static void round_row(const float *from, int columns, rounded to) {
+    const float range = to.low ? 127.0f * 128.0f : 127.0f;
+    const vf magic = splat(12582912.0f);
     for (int block = 0; block < columns / BLOCK; block++) {
-        vf low = load(from + block * BLOCK), high = load(from + block * BLOCK + LANES);
-        vf size = select_greater(select_greater(low, -low), select_greater(high, -high));
-        float most = largest(size), scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0;
-        const vf magic = splat(12582912.0f);
-        vi first = __builtin_convertvector((low * inverse + magic) - magic, vi);
-        vi second = __builtin_convertvector((high * inverse + magic) - magic, vi);
+        const vf half[2] = {load(from + block * BLOCK), load(from + block * BLOCK + LANES)};
+        const float most = largest(select_greater(select_greater(half[0], -half[0]), select_greater(half[1], -half[1])));
+        const float scale = most / range, inverse = most > 0 ? range / most : 0;
         int32_t total = 0;
-        vi both = first + second;
-        for (int i = 0; i < LANES; i++) total += both[i];
-        int8_t *codes = to.codes + block * BLOCK;
-        for (int i = 0; i < LANES; i++) {
-            codes[i] = (int8_t)first[i];
-            codes[i + LANES] = (int8_t)second[i];
+        for (int part = 0; part < 2; part++) {
+            const vf whole = (half[part] * inverse + magic) - magic;
+            const vf high = to.low ? (whole * 0.0078125f + magic) - magic : whole;
+            const vi code = __builtin_convertvector(high, vi), low = __builtin_convertvector(whole - high * 128.0f, vi);
+            const size_t at = (size_t)block * BLOCK + part * LANES;
+            for (int i = 0; i < LANES; i++) {
+                to.codes[at + i] = (int8_t)code[i];
+                if (to.low) to.low[at + i] = (int8_t)low[i];
+                total += to.low ? 128 * code[i] + low[i] : code[i];
+            }
         }
         to.scale[block] = scale;
         to.sum[block] = scale * (float)total;

@@ -2,7 +2,7 @@
 
     8 bytes   HSNATIVE
     8 bytes   length of the header, little-endian
-    header    JSON: {"format", "cpu", "epsilon", "inner", "tensors": {name: {"offset", "bytes", …}}}
+    header    JSON: {"format", "cpu", "epsilon", "inner", "is_fine", "arrays" and "matrices": {name: {"offset", "bytes", …}}}
     data      each tensor at a multiple of 64 bytes
 
 A tensor is a float32 array ({"count"}) or a matrix ({"rows", "columns", "bits", "has_offset", "is_wide"}) as products.h describes it.
@@ -60,11 +60,13 @@ class PackedMatrix:
 
 @dataclass(frozen=True)
 class Header:
-    """`cpu`: whose instructions the library beside it uses; `inner`: width of the feed-forward part."""
+    """`cpu`: whose instructions the library beside it uses; `inner`: width of the feed-forward part; `is_fine`: activations are rounded to
+    15 bits, else to 8."""
 
     cpu: str
     epsilon: float
     inner: int
+    is_fine: bool
     arrays: Dict[str, Array]
     matrices: Dict[str, PackedMatrix]
     format: int = FORMAT
@@ -139,8 +141,8 @@ class WeightsWriter:
             raise ValueError(f"{name}: {entry.bytes} bytes of records, {entry.expected_bytes()} expected of {entry}")
         self._matrices[name] = entry
 
-    def write(self, path: Path, cpu: str, epsilon: float, inner: int) -> None:
-        header = to_mapping(Header(cpu, epsilon, inner, self._arrays, self._matrices))
+    def write(self, path: Path, cpu: str, epsilon: float, inner: int, is_fine: bool) -> None:
+        header = to_mapping(Header(cpu, epsilon, inner, is_fine, self._arrays, self._matrices))
         text = _header(header, 0)
         start = _aligned(16 + len(text) + 20 * (len(self._arrays) + len(self._matrices)))
         text = _header(header, start).ljust(start - 16)
