@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument("--repair", action="store_true", help="remove what is damaged; it is fetched or built again when it is needed")
     removal = actions.add_parser("rm", help="remove a model's engines and files")
     removal.add_argument("name", metavar="NAME")
-    removal.add_argument("--forget", action="store_true", help="also forget the digests recorded at the first fetch, and a manifest made by convert")
+    removal.add_argument("--forget", action="store_true", help="also forget the digests of the first fetch, and a manifest made by convert")
     parser.set_defaults(run=run)
 
 

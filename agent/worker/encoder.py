@@ -112,9 +112,12 @@ class EncoderService:
         manifest = manifest_from_mapping(message.manifest)
         if not isinstance(manifest, (EmbeddingManifest, ClassificationManifest)):
             raise Refusal("invalid", f"model {message.model} has task {manifest.task!r}; the encoder embeds and classifies")
-        self._close(message.model)
         engine = open_engine(Path(message.folder), from_mapping(EngineOptions, message.options))
-        model = OpenEncoder(manifest, engine)
+        model, before = OpenEncoder(manifest, engine), self._models.get(message.model)
+        if before is not None and before.columns() != model.columns():
+            self._close(message.model)
+        elif before is not None:
+            before.engine.close()  # between two steps: jobs that are under way go on with the new one
         self._models[message.model] = model
         self._emit(Done(message.request, {"provider": engine.provider, "columns": model.columns()}))
 

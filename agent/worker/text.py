@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class TextService:
         self._open_engine = open_engine
         self._settings = settings or SchedulerSettings()
         self._models: Dict[str, OpenText] = {}
+        self._leaving: List[OpenText] = []
 
     def handle(self, message: Any, payload: bytes) -> None:
         if isinstance(message, Generate):
@@ -57,14 +58,17 @@ class TextService:
             self._close(message.model)
             self._emit(Done(message.request))
         elif isinstance(message, Cancel):
-            for model in self._models.values():
+            for model in [*self._models.values(), *self._leaving]:
                 model.scheduler.cancel(message.target)
 
     def step(self) -> bool:
-        for name, model in list(self._models.items()):
+        for model in [*self._models.values(), *self._leaving]:
             if not model.scheduler.is_idle:
-                self._step(name, model)
-        return any(not model.scheduler.is_idle for model in self._models.values())
+                self._step(model)
+        for model in [model for model in self._leaving if model.scheduler.is_idle]:
+            self._leaving.remove(model)
+            model.engine.close()
+        return any(not model.scheduler.is_idle for model in [*self._models.values(), *self._leaving])
 
     def status(self) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, Dict[str, Any]]]:
         return {name: _status(model) for name, model in self._models.items()}, {}
@@ -72,13 +76,18 @@ class TextService:
     def close(self) -> None:
         for name in list(self._models):
             self._close(name)
+        for model in self._leaving:
+            self._end(model, "cancelled", f"model {model.message.model} was closed")
+        self._leaving.clear()
 
     def _open(self, message: OpenModel) -> None:
         manifest = manifest_from_mapping(message.manifest)
         if not isinstance(manifest, GenerationManifest):
             raise Refusal("invalid", f"model {message.model} has task {manifest.task!r}; the text service generates")
-        self._close(message.model)  # before the new one is opened: there may not be memory for both
-        model = self._load(message)
+        model = self._load(message)  # where there is no memory for both, the one before goes on
+        before = self._models.get(message.model)
+        if before is not None:
+            self._leaving.append(before)  # it ends its answers, and closes
         self._models[message.model] = model
         self._emit(Done(message.request, _facts(model.engine)))
 
@@ -89,8 +98,7 @@ class TextService:
     def _close(self, name: str) -> None:
         model = self._models.pop(name, None)
         if model is not None:
-            self._fail_all(model, "cancelled", f"model {name} was closed")
-            model.engine.close()
+            self._end(model, "cancelled", f"model {name} was closed")
 
     def _generate(self, message: Generate, payload: bytes) -> None:
         model = self._models.get(message.model)
@@ -102,15 +110,17 @@ class TextService:
             raise Refusal(refused.code, str(refused)) from refused
         model.requests.add(message.request)
 
-    def _step(self, name: str, model: OpenText) -> None:
+    def _step(self, model: OpenText) -> None:
         try:
             outputs = model.scheduler.step()
         except EngineError as error:
             # What the engine holds cannot be trusted any more. If it cannot be opened anew either, the worker ends and is restarted.
             traceback.print_exc()
-            self._fail_all(model, "engine", str(error))
-            model.engine.close()
-            self._models[name] = self._load(model.message)
+            self._end(model, "engine", str(error))
+            if model in self._leaving:
+                self._leaving.remove(model)
+            else:
+                self._models[model.message.model] = self._load(model.message)
             return
         for output in outputs:
             self._report(model, output)
@@ -132,10 +142,11 @@ class TextService:
         }
         self._emit(Done(output.number, result))
 
-    def _fail_all(self, model: OpenText, code: str, message: str) -> None:
+    def _end(self, model: OpenText, code: str, message: str) -> None:
         for number in sorted(model.requests):
             self._emit(Failed(number, code, message))
         model.requests.clear()
+        model.engine.close()
 
 
 def _request(message: Generate, payload: bytes) -> GenerationRequest:

@@ -166,11 +166,40 @@ def test_a_lost_device_ends_the_worker_instead_of_one_request() -> None:
     assert served.ends() == []
 
 
-def test_opening_again_replaces_and_says_what_is_wrong() -> None:
-    served = Served().opened()
-    served.service.handle(Generate(2, "fake", 50), PROMPT)
-    served.opened()
-    assert served.ends() == [(2, "cancelled")]
-    assert [engine.is_closed for engine in served.engines] == [True, False]
+def test_an_option_that_nobody_knows_is_named() -> None:
+    served = Served()
     with pytest.raises(RecordError, match="colour"):
         served.service.handle(OpenModel(3, "other", MANIFEST, "/models/fake", {"colour": 1}), b"")
+
+
+def test_an_engine_that_takes_over_lets_the_one_before_end_its_answers() -> None:
+    served = Served().opened()
+    served.service.handle(Generate(2, "fake", 4), PROMPT)
+    served.service.step()
+    served.service.handle(OpenModel(3, "fake", MANIFEST, "/models/fake", {"slots": 2}), b"")
+    served.service.handle(Generate(4, "fake", 2), PROMPT)
+    assert not served.engines[0].is_closed
+    served.settle()
+    assert served.ends() == [(3, "done"), (4, "done"), (2, "done")]
+    assert [engine.is_closed for engine in served.engines] == [True, False]
+
+
+def test_an_answer_of_an_engine_that_leaves_can_be_cancelled_and_its_failure_touches_no_other() -> None:
+    served = Served(good_steps=2).opened()
+    served.service.handle(Generate(2, "fake", 40), PROMPT)
+    served.service.step()
+    served.good_steps = 10**9
+    served.service.handle(OpenModel(3, "fake", MANIFEST, "/models/fake", {"slots": 2}), b"")
+    served.service.handle(Generate(4, "fake", 8), PROMPT)
+    served.settle()
+    assert served.ends() == [(3, "done"), (2, "engine"), (4, "done")]
+    assert [engine.is_closed for engine in served.engines] == [True, False]
+
+
+def test_without_room_for_both_the_engine_before_goes_on() -> None:
+    served = Served().opened()
+    served.service.handle(Generate(2, "fake", 4), PROMPT)
+    with pytest.raises(RecordError):
+        served.service.handle(OpenModel(3, "fake", MANIFEST, "/models/fake", {"slots": "many"}), b"")
+    served.settle()
+    assert served.ends() == [(2, "done")]
