@@ -25,7 +25,7 @@ from models.record import RecordError, from_mapping, to_mapping
 ARTEFACT = "model.native"
 LIBRARY = "decoder.so"
 MAGIC = b"HSNATIVE"
-FORMAT = 1
+FORMAT = 2
 ALIGNMENT = 64
 LANES = 16
 BLOCK = 32
