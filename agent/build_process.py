@@ -44,9 +44,9 @@ async def run_build(request: Mapping[str, Any], progress: Progress, deadline_s: 
     if isinstance(outcome.get("result"), dict) and "folder" in outcome["result"]:
         return dict(outcome["result"])
     if isinstance(outcome.get("error"), dict) and "message" in outcome["error"]:
-        error = outcome["error"]
-        verdict = error.get("verdict")
-        raise PreparationFailed(str(error["message"]), str(error.get("code", "")), verdict if isinstance(verdict, dict) else None)
+        refusal = outcome["error"]
+        verdict = refusal.get("verdict")
+        raise PreparationFailed(str(refusal["message"]), str(refusal.get("code", "")), verdict if isinstance(verdict, dict) else None)
     raise PreparationFailed(f"the conversion ended with {ending} and no result; its last words: {words or 'none'}", "died")
 
 
