@@ -13,6 +13,7 @@ FILES = {
     "app.js": "text/javascript; charset=utf-8",
     "camera.js": "text/javascript; charset=utf-8",
     "chat.js": "text/javascript; charset=utf-8",
+    "models.js": "text/javascript; charset=utf-8",
     "dom.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }

@@ -1,13 +1,10 @@
 // Asks /node once a second while somebody looks, and draws what changed.
 import { showCameras, closeCamera } from "./camera.js";
 import { showModels } from "./chat.js";
-import { byId, changed, duration, make, onKeyWanted, postJson, request } from "./dom.js";
+import { byId, changed, duration, make, onKeyWanted, pill, postJson, request, small, tone } from "./dom.js";
+import { drawModels } from "./models.js";
 
 const PERIOD_MS = 1000;
-const TONES = {
-  serving: "good", ready: "good", running: "good", streaming: "good", starting: "warn", preparing: "warn", building: "warn", paused: "warn",
-  failed: "bad", lost: "bad", quarantined: "bad", stopped: "bad", warning: "warn", error: "bad",
-};
 let timer = null;
 let failures = 0;
 
@@ -40,7 +37,7 @@ function draw(now) {
   drawDemo(now.demo);
   showCameras(now.pipelines);
   showModels(now.models);
-  if (changed("models", now.models)) byId("models").replaceChildren(...now.models.map(modelRow));
+  drawModels(now.models);
   if (changed("workers", now.workers)) byId("workers").replaceChildren(...now.workers.map(workerRow));
   if (changed("events", now.events)) byId("events").replaceChildren(...[...now.events].sort((a, b) => b.number - a.number).map(eventRow));
   byId("version").textContent = `Hotspare ${now.version}`;
@@ -87,32 +84,6 @@ byId("primary").addEventListener("click", async (event) => {
 });
 
 const cell = (label, ...children) => make("td", { "data-label": label }, ...children);
-const pill = (status) => make("span", { className: "pill", textContent: status, "data-tone": TONES[status] || "" });
-const small = (text) => (text ? make("small", { textContent: text }) : "");
-
-// `latency_ms: 31.5` is read as "latency 31.5 ms": the unit is in the name. Shares are told by the names that verification gives them.
-const UNITS = { ms: "ms", s: "s", mb: "MB", fps: "frames/s", bytes: "bytes" };
-function figure(name, value) {
-  const words = name.split("_");
-  const unit = words.length > 1 ? UNITS[words.at(-1)] : undefined;
-  if (words.includes("agreement") || words.includes("matched")) return `${words.join(" ")} ${short(value * 100)} %`;
-  return unit ? `${words.slice(0, -1).join(" ")} ${short(value)} ${unit}` : `${words.join(" ")} ${short(value)}`;
-}
-
-function short(value) {
-  if (typeof value !== "number" || Number.isInteger(value)) return value;
-  return Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(4));
-}
-
-function modelRow(model) {
-  const { progress, phase, ...measured } = model.figures;
-  const step = phase || progress < 1 ? `${phase ?? ""} ${progress === undefined ? "" : `${Math.round(progress * 100)} %`}`.trim() : "";
-  const figures = Object.entries(measured).map(([name, value]) => figure(name, value)).join(" · ");
-  return make("tr", {},
-    make("td", {}, make("strong", { textContent: model.name }), small(model.aliases.length ? `also ${model.aliases.join(", ")}` : "")),
-    cell("Task", model.task), cell("Status", pill(model.status), small(model.status === "serving" ? "" : step)), cell("Engine", model.engine), cell("Verification", model.verdict),
-    cell("Figures", figures));
-}
 
 function workerRow(worker) {
   return make("tr", {},
@@ -124,7 +95,7 @@ function workerRow(worker) {
 function eventRow(event) {
   const time = new Date(event.at);
   const clock = Number.isNaN(time.getTime()) ? event.at : time.toLocaleTimeString([], { hour12: false });
-  return make("li", { "data-tone": TONES[event.severity] || "" }, make("time", { dateTime: event.at, textContent: clock }),
+  return make("li", { "data-tone": tone(event.severity) }, make("time", { dateTime: event.at, textContent: clock }),
     make("span", { className: "kind", textContent: event.kind }), make("span", { textContent: event.message }));
 }
 

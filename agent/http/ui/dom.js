@@ -12,6 +12,15 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+// A state in one word, its colour by what it means.
+const TONES = {
+  serving: "good", ready: "good", running: "good", streaming: "good", starting: "warn", preparing: "warn", building: "warn", paused: "warn",
+  failed: "bad", lost: "bad", quarantined: "bad", stopped: "bad", warning: "warn", error: "bad",
+};
+export const tone = (word) => TONES[word] || "";
+export const pill = (status) => make("span", { className: "pill", textContent: status, "data-tone": tone(status) });
+export const small = (text) => (text ? make("small", { textContent: text }) : "");
+
 // True once for each new value of a part: what did not change is not drawn again.
 const drawn = new Map();
 export function changed(part, value) {

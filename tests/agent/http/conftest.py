@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from agent.http.app import Application, create_app
 from agent.http.collaborators import Limits, Services
 from agent.http.server import HttpServer, bind
-from tests.agent.http.fakes import Eyes, Node, Parrot, Switch
+from tests.agent.http.fakes import Eyes, Foreman, Node, Parrot, Switch
 
 
 @dataclass
@@ -26,10 +26,11 @@ class House:
     node: Node = field(default_factory=Node)
     demo: Switch = field(default_factory=Switch)
     key_digests: tuple[bytes, ...] = ()
+    foreman: Foreman = field(default_factory=Foreman)
     limits: Limits = field(default_factory=Limits)
 
     def app(self) -> Application:
-        services = Services("spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests)
+        services = Services("spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests, self.foreman)
         return create_app(services, CollectorRegistry(), self.limits)
 
 

@@ -217,3 +217,21 @@ class Switch:
 
     async def switch_primary(self, on: bool) -> None:
         self.on = on
+
+
+@dataclass
+class Foreman:
+    """Takes orders about models and writes them down; `unknown` is a model that it does not know."""
+
+    orders: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    def deploy(self, model: str, build: Mapping[str, Any]) -> str:
+        if model == "unknown":
+            raise ServiceFailure("unknown_model", "no model is called 'unknown'")
+        self.orders.append((model, build))
+        return model
+
+    def cancel(self, model: str) -> bool:
+        self.cancelled.append(model)
+        return model == "parrot"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.http.collaborators import EventView
+from agent.http.collaborators import AttemptView, BuildView, EventView
 from tests.agent.http.browser import Browser, browser, missing
 from tests.agent.http.conftest import House
 
@@ -100,6 +100,28 @@ def test_the_switch_of_the_primary(page: Browser, house: House) -> None:
     page.until(lambda: "Off" in page.text("#primary-words"), "the new state is not shown")
     page.click("#primary")
     page.until(lambda: house.demo.on, "the switch does not go back")
+
+
+def test_a_build_is_watched_cancelled_and_tried_again(page: Browser, house: House) -> None:
+    parrot, *others = house.node.now.models
+
+    def show(build: BuildView | None, **changes: object) -> None:
+        house.node.now = replace(house.node.now, models=(replace(parrot, build=build, **changes), *others))  # type: ignore[arg-type]
+
+    show(BuildView("building", "convert", 0.4), is_current=False)
+    page.until(lambda: "next engine: convert 40 %" in page.text("#models"), "the build is not shown")
+    button = "return document.querySelector('#models button')"
+    page.run("window.kept = document.querySelector('#models button')")
+    show(BuildView("building", "verify", 0.9), is_current=False)
+    page.until(lambda: "next engine: verify 90 %" in page.text("#models"), "the build stands still")
+    assert page.run(f"{button} === window.kept"), "a button that is about to be pressed was replaced"
+    page.click("#models button")
+    page.until(lambda: house.foreman.cancelled == ["parrot"], "the build is not cancelled")
+    show(BuildView("failed", message="fp16: boxes are lost", attempts=2), ladder=(AttemptView("fp16", "failed", "boxes are lost"),))
+    page.until(lambda: "boxes are lost" in page.text("#models"), "the reason is not shown")
+    page.click("#models button")
+    page.until(lambda: house.foreman.orders == [("parrot", {})], "the build is not tried again")
+    assert page.errors() == []
 
 
 def test_words_from_outside_stay_words(page: Browser, house: House) -> None:
