@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.plan import Close, Open, Prepare, Start, Step, Stop, plan, wanted_models
-from agent.state import Absent, Actual, Broken, Desired, ModelState, Prepared, Preparing, Refused, Running, Serving
+from agent.plan import Close, Open, Prepare, Renew, Start, Step, Stop, Swap, plan, wanted_models
+from agent.state import (
+    Absent,
+    Actual,
+    Broken,
+    Desired,
+    ModelState,
+    NotRenewed,
+    Prepared,
+    Preparing,
+    Refused,
+    Renewal,
+    Renewed,
+    Renewing,
+    Running,
+    Serving,
+)
 
 FOLDER = Path("/engines/x")
 READY = Prepared(FOLDER, {})
@@ -62,13 +80,60 @@ def test_changed_settings_restart_a_pipeline_and_a_refusal_is_not_repeated_early
     assert plan(Desired((), {"belt": changed}), refused, 49.0) == [Start("belt")]
 
 
+EARLIER = Serving(FOLDER, {}, 1, {}, is_current=False)
+ALIVE: dict[str, Any] = {"workers": {"text": 1, "vision": 1}, "worker_of": {"chat": "text", "embed": "text"}}
+
+
+def renewing(renewal: Renewal | None, state: ModelState = EARLIER) -> Actual:
+    return Actual({"chat": state}, renewals={} if renewal is None else {"chat": renewal}, **ALIVE)
+
+
+def test_what_serves_is_renewed_once_nothing_else_waits_for_the_builder() -> None:
+    assert plan(Desired(("chat",)), renewing(None), 0.0) == [Renew("chat")]
+    assert plan(Desired(("chat", "embed")), renewing(None), 0.0) == [Prepare("embed")], "what serves nothing yet goes first"
+    busy = Actual({"chat": EARLIER, "embed": Preparing()}, **ALIVE)
+    assert plan(Desired(("chat", "embed")), busy, 0.0) == []
+    assert plan(Desired(("chat",)), renewing(None, Prepared(FOLDER, {}, is_current=False)), 0.0) == [Open("chat")], "first it serves"
+    assert plan(Desired(("chat",)), renewing(None, serving(1)), 0.0) == []
+
+
+def test_a_renewal_goes_through_its_steps_beside_what_serves() -> None:
+    desired = Desired(("chat",))
+    assert plan(desired, renewing(Renewing("convert", 0.5)), 0.0) == []
+    assert plan(desired, renewing(Renewed(Path("/engines/new"), {})), 0.0) == [Swap("chat")]
+    assert plan(Desired(("chat", "embed")), renewing(Renewing()), 0.0) == [], "one build at a time"
+
+
+def test_a_renewal_that_failed_waits_for_its_time() -> None:
+    failed = renewing(NotRenewed("boxes are lost", 1, 50.0))
+    assert plan(Desired(("chat",)), failed, 49.0) == []
+    assert plan(Desired(("chat",)), failed, 50.0) == [Renew("chat")]
+    for_ever = renewing(NotRenewed("no such operator", 1, math.inf))
+    assert plan(Desired(("chat",)), for_ever, 1e12) == []
+
+
+def test_a_new_worker_gets_the_new_engine_at_once() -> None:
+    old = replace(EARLIER, incarnation=0)
+    assert plan(Desired(("chat",)), renewing(Renewed(Path("/engines/new"), {}), old), 0.0) == [Swap("chat")]
+    assert plan(Desired(("chat",)), renewing(NotRenewed("no", 1, 50.0), old), 0.0) == [Open("chat")]
+
+
+def test_what_is_not_wanted_is_not_renewed() -> None:
+    assert plan(Desired(), renewing(Renewing()), 0.0) == [Close("chat")]
+
+
 NAMES = st.sampled_from(["a", "b", "c"])
-STATES = st.sampled_from([Absent(), Preparing(), READY, serving(1), serving(2), Broken("x", 1, 10.0)])
+STATES = st.sampled_from([Absent(), Preparing(), READY, serving(1), serving(2), EARLIER, Broken("x", 1, 10.0)])
 
 
 def carry_out(step: Step, actual: Actual, desired: Desired) -> Actual:
-    models, pipelines = dict(actual.models), dict(actual.pipelines)
+    models, pipelines, renewals = dict(actual.models), dict(actual.pipelines), dict(actual.renewals)
     match step:
+        case Renew(model=model):
+            renewals[model] = Renewed(FOLDER, {})
+        case Swap(model=model):
+            del renewals[model]
+            models[model] = serving(1)
         case Prepare(model=model):
             models[model] = READY
         case Open(model=model):
@@ -80,7 +145,7 @@ def carry_out(step: Step, actual: Actual, desired: Desired) -> Actual:
         case Stop(pipeline=pipeline):
             pipelines.pop(pipeline)
     worker_of = {**actual.worker_of, **dict.fromkeys(models, "vision")}
-    return Actual(models, pipelines, actual.workers, worker_of)  # type: ignore[arg-type]  # the literal is a worker's name
+    return Actual(models, pipelines, actual.workers, worker_of, renewals)  # type: ignore[arg-type]  # the literal is a worker's name
 
 
 @given(st.lists(NAMES, unique=True), st.dictionaries(NAMES, STATES), st.dictionaries(NAMES, st.just(BELT)))
