@@ -146,12 +146,14 @@ class Reconciler:
             return
         match step:
             case Prepare(model=model):
+                self._builds[model] = anyio.CancelScope()
                 self._set(model, Preparing())
                 tasks.start_soon(self._prepare, model)
             case Renew(model=model):
                 state = self._models[model]
                 if isinstance(state, Serving):
                     self._models[model] = replace(state, is_current=False)
+                self._builds[model] = anyio.CancelScope()
                 self._set_renewal(model, Renewing())
                 tasks.start_soon(self._renew, model)
             case Close(model=model):
@@ -235,8 +237,7 @@ class Reconciler:
     async def _make(
         self, model: str, make: Callable[[Wish, Progress], Awaitable[Built]], wishes: dict[str, Wish], progress: Progress
     ) -> Built | PreparationFailed:
-        with anyio.CancelScope() as scope:
-            self._builds[model] = scope
+        with self._builds[model]:
             try:
                 build, state = self.desired.value.builds.get(model, {}), self._models.get(model)
                 serving = state.folder if isinstance(state, Serving) else None

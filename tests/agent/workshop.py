@@ -1,0 +1,145 @@
+"""What surrounds a reconciler: a maker of engines and workers that do as a test tells them, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from agent.desired import DesiredState
+from agent.errors import WorkerLost, WorkerRefused
+from agent.orders import Orders
+from agent.preparation import Built, PreparationFailed, Progress, Wish
+from agent.reconcile import Reconciler
+from agent.state import Broken, Desired, NotRenewed, Serving
+from agent.supervision.exit_cause import ExitCause
+from agent.supervision.state import Running, Stopped, WorkerState
+from agent.worker_protocol import CloseModel, Done, OpenModel, Request
+from models.catalog import CatalogError
+from models.manifest import Manifest, manifest_from_mapping
+from tests.converters.manifests import detection, generation
+
+PASSED = {"passed": True, "figures": {}}
+CHAT = manifest_from_mapping({**generation(), "name": "chat"})
+EYES = manifest_from_mapping({**detection(), "name": "eyes"})
+
+
+@dataclass
+class Maker:
+    """Answers `prepare` and `renew` in turn with what was laid out for them: an engine, a failure, or an event to wait for first."""
+
+    ready: list[Built | PreparationFailed] = field(default_factory=list)
+    wanted: list[Built | PreparationFailed] = field(default_factory=list)
+    wishes: list[Wish] = field(default_factory=list)
+    gate: anyio.Event | None = None
+
+    async def prepare(self, wish: Wish, progress: Progress) -> Built:
+        return await self._make(self.ready, wish, progress)
+
+    async def renew(self, wish: Wish, progress: Progress) -> Built:
+        return await self._make(self.wanted, wish, progress)
+
+    async def _make(self, answers: list[Built | PreparationFailed], wish: Wish, progress: Progress) -> Built:
+        self.wishes.append(wish)
+        progress("convert", 0.5)
+        if self.gate is not None:
+            await self.gate.wait()
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, PreparationFailed):
+            raise answer
+        return answer
+
+
+@dataclass
+class Hand:
+    """A worker that opens what it is given, unless the folder is one that it refuses or dies of."""
+
+    refuses: set[str] = field(default_factory=set)
+    dies_of: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    incarnation: int = 1
+    is_up: bool = True
+    on_death: Callable[[], None] = lambda: None
+
+    @property
+    def state(self) -> WorkerState:
+        return Running(1, 0.0, self.incarnation, "3.10", {}) if self.is_up else Stopped()
+
+    async def call(self, message: Request, payload: bytes = b"", deadline_s: float = 30.0) -> tuple[Done, bytes]:
+        await anyio.lowlevel.checkpoint()
+        if isinstance(message, OpenModel):
+            name = Path(message.folder).name
+            self.asked.append(f"open {name}")
+            if name in self.dies_of:
+                self.incarnation += 1
+                self.on_death()
+                raise WorkerLost("text", ExitCause("segfault", "SIGSEGV", ()))
+            if name in self.refuses:
+                raise WorkerRefused("engine", f"{name} cannot be opened")
+        elif isinstance(message, CloseModel):
+            self.asked.append(f"close {message.model}")
+        return Done(0, {"provider": "cpu"}), b""
+
+
+def built(name: str, is_current: bool = True, verdict: dict[str, Any] | None = None) -> Built:
+    return Built(Path("/engines") / name, {"verdict": PASSED if verdict is None else verdict}, is_current)
+
+
+def find(name: str) -> Manifest:
+    for manifest in (CHAT, EYES):
+        if manifest.name == name:
+            return manifest
+    raise CatalogError(f"no model is called {name!r}")
+
+
+class Workshop:
+    """A reconciler at work. `notes` is what it told."""
+
+    def __init__(self, folder: Path, *models: str, accepts_unverified: bool = False) -> None:
+        self.maker, self.hand, self.eye = Maker(), Hand(), Hand()
+        self.notes: list[tuple[str, str, str]] = []
+        self.desired = DesiredState(Desired(models), folder)
+        workers = {"text": self.hand, "vision": self.eye}
+        self.reconciler = Reconciler(self.desired, find, self.maker, workers, {}, accepts_unverified)  # type: ignore[arg-type]  # a dict of Hands
+        self.desired.on_change = self.reconciler.wake
+        self.hand.on_death = self.reconciler.wake
+        self.reconciler.on_note = lambda severity, model, text: self.notes.append((severity, model, text))
+        self.is_autonomous = False
+        self.orders = Orders(self.desired, self.reconciler, find, {}, lambda: self.is_autonomous)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.reconciler.run)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def until(self, holds: Callable[[], Any], what: str) -> Any:
+        with anyio.move_on_after(5):
+            while not (found := holds()):
+                await self.reconciler.next_change()
+            return found
+        raise AssertionError(f"{what}: {self.reconciler.actual}, {self.notes}")
+
+    def serving(self, model: str = "chat") -> Serving | None:
+        state = self.reconciler.actual.models.get(model)
+        return state if isinstance(state, Serving) else None
+
+    def broken(self, model: str = "chat") -> Broken | None:
+        state = self.reconciler.actual.models.get(model)
+        return state if isinstance(state, Broken) else None
+
+    def left(self, model: str = "chat") -> NotRenewed | None:
+        renewal = self.reconciler.actual.renewals.get(model)
+        return renewal if isinstance(renewal, NotRenewed) else None
+
+    async def until_served_by(self, name: str, is_current: bool = True) -> None:
+        def is_so() -> bool:
+            state = self.serving()
+            return state is not None and state.folder.name == name and state.is_current == is_current
+
+        await self.until(is_so, f"served by {name}")
