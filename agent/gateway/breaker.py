@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 from agent.gateway.classify import Failure
 
+DOUBT_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
@@ -101,10 +103,10 @@ def failed(state: Breaker, failure: Failure, now_s: float, policy: BreakerPolicy
 
 
 def next_look_s(state: Breaker, evidence_s: float, interval_s: float) -> float:
-    """When the next probe, or the end of the pause, is due. `evidence_s`: when the primary was last known to answer or to fail."""
+    """When the next probe, or the end of the pause, is due. `evidence_s`: the last good answer or probe; a failure since is a doubt."""
     match state:
-        case Closed():
-            return evidence_s + interval_s
+        case Closed(weight=weight):
+            return evidence_s + (min(interval_s, DOUBT_S) if weight else interval_s)
         case Open():
             return state.until_s
         case HalfOpen():

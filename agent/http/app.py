@@ -48,4 +48,5 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     if services.demo is not None:
         app.include_router(demo.router(services.demo))
     app.include_router(page.router())
-    return Application(Front(app, services, limits, metrics, in_flight), in_flight, context.closing)
+    layered = services.around(app) if services.around else app
+    return Application(Front(layered, services, limits, metrics, in_flight), in_flight, context.closing)

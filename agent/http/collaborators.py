@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from starlette.types import ASGIApp
 
 from agent.errors import AgentError
+from agent.http.outcome import Outcome
 from agent.mode import Allowed, Reason, Refused
 from agent.protocol.wire import LeaseKind, Mode
 
@@ -239,7 +241,10 @@ class Demo(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open."""
+    """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open.
+
+    `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended.
+    """
 
     node_id: str
     node: NodeView
@@ -249,6 +254,8 @@ class Services:
     demo: Demo | None = None
     key_digests: tuple[bytes, ...] = ()
     deployments: Deployments | None = None
+    around: Callable[[ASGIApp], ASGIApp] | None = None
+    record: Callable[[Outcome], None] | None = None
 
 
 @dataclass(frozen=True)

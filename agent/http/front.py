@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent.http.collaborators import Limits, Services
 from agent.http.errors import ApiError, refused
 from agent.http.metrics import Metrics
+from agent.http.outcome import Outcome, answered
 from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
@@ -68,14 +69,21 @@ class Front:
             return
         started_s, status = time.monotonic(), 499  # stands where the client left before the head of the answer
         served_by = f"hotspare/{self._services.node_id}"
+        note = answered(scope)
+        first_s: float | None = None
+        is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"
 
         async def send_named(message: Message) -> None:
-            nonlocal status
+            nonlocal status, first_s
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Served-By"] = served_by
                 headers["X-Content-Type-Options"] = "nosniff"
+                if is_inference or note.cloud_calls:
+                    headers["X-Hotspare-Backend"] = note.backend
+            elif first_s is None and message.get("body"):
+                first_s = time.monotonic()
             await send(message)
 
         try:
@@ -83,18 +91,26 @@ class Front:
         finally:
             endpoint = getattr(scope.get("route"), "path", None) or (scope["path"] if scope["path"] in INFERENCE else "other")
             self._metrics.requests.labels(endpoint, _method(scope), status).inc()
-            self._metrics.latency_s.labels(endpoint).observe(time.monotonic() - started_s)
+            ended_s = time.monotonic()
+            self._metrics.latency_s.labels(endpoint).observe(ended_s - started_s)
+            if note.is_counted and status != 499 and self._services.record is not None:
+                is_good = status < 500 and status != 429 and not note.has_failed
+                first_ms = None if first_s is None else 1000 * (first_s - started_s)
+                self._services.record(Outcome(note.backend, is_good, 1000 * (ended_s - started_s), first_ms, note.cloud_calls, note.cause))
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"
         problem = self._key_problem(scope) or (self._gate_problem() if is_inference else None) or self._length_problem(scope)
         if problem:
+            # A node that was not told to serve refuses by design; one that is too busy fails its clients.
+            answered(scope).is_counted = is_inference and problem.status_code == 429
             await problem.response()(scope, receive, send)
             return
         bounded = self._bounded(scope, receive)
         if not is_inference:
             await self._app(scope, bounded, send)
             return
+        answered(scope).is_counted = True
         self._in_flight.enter()
         self._metrics.in_flight.set(self._in_flight.count)
         try:

@@ -98,6 +98,7 @@ def test_a_relapse_waits_longer_than_a_first_failure_and_a_steady_time_forgives(
 
 def test_when_to_look_next() -> None:
     assert next_look_s(Closed(), 70.0, 30.0) == 100.0
+    assert next_look_s(after(Closed(), REFUSED), 70.0, 30.0) == 75.0, "in doubt it looks sooner"
     assert next_look_s(Open(0, 55.0, 5, REFUSED), 70.0, 30.0) == 55.0
 
 
