@@ -35,7 +35,8 @@ async def ask_runtimes(python: Path, deadline_s: float = DEADLINE_S) -> Runtimes
     """Never raises: an interpreter that does not answer has nothing, and the log says why."""
     environment = {name: value for name, value in os.environ.items() if str(python) == sys.executable or name not in FOREIGN}
     try:
-        with anyio.fail_after(deadline_s):
+        # Shielded: asyncio loses a child whose start is cancelled half-way. It takes a second, and the deadline holds.
+        with anyio.fail_after(deadline_s, shield=True):
             done = await anyio.run_process(
                 [str(python), str(CHILD), "models.runtimes"], stdin=subprocess.DEVNULL, check=False, env=environment
             )
