@@ -77,7 +77,7 @@ class Hand:
             if name in self.dies_of:
                 self.incarnation += 1
                 self.on_death()
-                raise WorkerLost("text", ExitCause("segfault", "SIGSEGV", ()))
+                raise WorkerLost("text", ExitCause("segfault", "SIGSEGV"))
             if name in self.refuses:
                 raise WorkerRefused("engine", f"{name} cannot be opened")
         elif isinstance(message, CloseModel):

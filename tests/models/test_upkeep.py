@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from models.durable import StoreBusy
-from models.engine_record import RECORD_NAME, EngineKey
+from models.engine_record import RECORD_NAME, EngineKey, read_engine
 from models.manifest import Embedding, EmbeddingManifest, ModelFile
-from models.store import Store, open_store
-from models.upkeep import evict, remove, usage, verify
+from models.store import SPACE_RESERVE_BYTES, Store, open_store
+from models.upkeep import discard_torn_engines, discard_torn_files, evict, make_room, remove, repair, repair_engine, usage, verify
 
 KEY = EngineKey("tiny", "m" * 64, {}, "copy/1", "onnxruntime", "1.23.0", "cpu", "float32")
 
@@ -61,6 +62,7 @@ def test_verify_names_what_is_torn_and_what_is_foreign(store: Store) -> None:
     (engine / "extra.bin").write_bytes(b"")
     (torn_engine / RECORD_NAME).write_bytes(b"{")
     found = {(damage.kind, damage.path) for damage in verify(store)}
+    assert read_engine(engine) is None, "what lies beside an engine could be loaded with it"
     assert found == {
         ("torn", blob),
         ("foreign", blob.parent / "readme.txt"),
@@ -121,3 +123,121 @@ def test_use_of_an_engine_counts(store: Store) -> None:
     assert store.find_engine(KEY) is not None
     assert evict(store, usage(store).total_bytes - 1) == [newer]
     assert older.exists()
+
+
+def tear(folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.chmod(0o644)
+    path.write_bytes(b"half")
+
+
+def swap(folder: Path) -> None:
+    path = folder / "model.onnx"
+    path.chmod(0o644)
+    path.write_bytes(b"ENGINE")
+
+
+def link(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder.parent.parent / "elsewhere")
+    (folder / "model.onnx").symlink_to(folder.parent.parent / "elsewhere")
+
+
+def cut_record(folder: Path) -> None:
+    record = folder / RECORD_NAME
+    record.write_bytes(record.read_bytes()[:-20])
+
+
+def link_record(folder: Path) -> None:
+    (folder / RECORD_NAME).rename(folder.parent.parent / "record")
+    (folder / RECORD_NAME).symlink_to(folder.parent.parent / "record")
+
+
+def move_away(folder: Path) -> None:
+    folder.rename(folder.parent.parent / "folder")
+    folder.symlink_to(folder.parent.parent / "folder")
+
+
+def add_foreign(folder: Path) -> None:
+    (folder / "model.onnx.data").write_bytes(b"weights of another")
+
+
+SEEN_AT_ONCE = [tear, link, cut_record, link_record, move_away, add_foreign]
+
+
+@pytest.mark.parametrize("damage", SEEN_AT_ONCE, ids=lambda damage: damage.__name__)
+def test_a_damaged_engine_is_none_and_goes(store: Store, damage: Callable[[Path], None]) -> None:
+    engine = add_engine(store)
+    damage(engine)
+    assert store.find_engine(KEY) is None
+    assert store.engines() == []
+    assert verify(store) != []
+    assert discard_torn_engines(store, "tiny") == [engine]
+    assert not engine.exists() and not engine.is_symlink()
+    assert add_engine(store) == engine and store.find_engine(KEY) is not None
+
+
+@pytest.mark.parametrize("damage", [*SEEN_AT_ONCE, swap], ids=lambda damage: damage.__name__)
+def test_repair_removes_what_is_damaged_and_nothing_else(store: Store, damage: Callable[[Path], None]) -> None:
+    engine, other = add_engine(store), add_engine(store, "other")
+    blob, whole_blob = add_blob(store, "mirror:a", b"aaa"), add_blob(store, "mirror:b", b"bbb")
+    damage(engine)
+    blob.chmod(0o644)
+    blob.write_bytes(b"aab")
+    (blob.parent / "readme.txt").write_text("not ours")
+    assert repair(store, verify(store)) == []
+    assert verify(store) == []
+    assert not engine.exists() and other.exists()
+    assert list(blob.parent.iterdir()) == [whole_blob]
+
+
+def test_what_is_in_use_is_not_repaired_away(store: Store) -> None:
+    engine = add_engine(store)
+    swap(engine)
+    with store.using(KEY):
+        assert repair(store, verify(store)) == [engine]
+        assert not repair_engine(store, engine)
+    assert repair_engine(store, engine)
+    assert not engine.exists()
+
+
+def test_a_whole_engine_is_not_repaired(store: Store) -> None:
+    engine = add_engine(store)
+    assert not repair_engine(store, engine)
+    assert engine.exists()
+
+
+def test_damaged_artefacts_of_a_model_go_so_that_they_are_fetched_again(store: Store) -> None:
+    blob, whole = add_blob(store, "mirror:a", b"aaa"), add_blob(store, "mirror:b", b"bbb")
+    blob.chmod(0o644)
+    blob.write_bytes(b"aab")
+    assert discard_torn_files(store, manifest("tiny", "mirror:a", "mirror:b")) == [blob]
+    assert whole.exists()
+
+
+def test_of_a_wanted_model_the_last_used_engine_of_each_runtime_stays(store: Store) -> None:
+    def engine_of(runtime: str, version: str, used_at: float) -> Path:
+        with store.temporary() as folder:
+            (folder / "model").write_bytes(version.encode())
+            path = store.publish_engine(replace(KEY, runtime=runtime, runtime_version=version), folder, {}, {}).folder
+        os.utime(path, (used_at, used_at))
+        return path
+
+    old, graph = engine_of("onnxruntime", "1.19", 1.0), engine_of("onnxruntime", "1.23", 2.0)
+    superseded, plan = engine_of("tensorrt", "10.3", 3.0), engine_of("tensorrt", "10.7", 4.0)
+    assert evict(store, 0, keep={"tiny"}) == [old, superseded]
+    assert graph.exists() and plan.exists(), "the graph serves when the next upgrade makes the plan useless"
+
+
+def test_room_is_made_by_the_budget_and_by_the_disk(store: Store) -> None:
+    old, new = (add_blob(store, f"mirror:{age}", bytes([age]) * 1000, used_at=age) for age in (1, 2))
+    assert make_room(store, 0, None, ()) == [], "without a budget the disk is the limit"
+    assert make_room(store, 1000, 3000, ()) == []
+    assert make_room(store, 1001, 3000, ()) == [old]
+    short = Store(store.root, free_bytes=lambda path: SPACE_RESERVE_BYTES)
+    assert make_room(short, 0, 1 << 40, ()) == []
+    assert make_room(short, 1, None, ()) == [new]
+
+
+def test_room_that_cannot_be_made_is_no_fault(store: Store) -> None:
+    add_engine(store, "kept")
+    assert make_room(store, 1 << 50, 10, {"kept"}) == []
