@@ -26,7 +26,6 @@ from tests.converters.tiny_onnx import detector, encoder, save
 from tests.converters.tiny_transformers import write_model
 from tests.models.sources.file_server import FileServer, Served, file_server
 
-
 CAUSAL = {"architectures": ["LlamaForCausalLM"]}
 
 
