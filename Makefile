@@ -52,11 +52,7 @@ clean:
 programs:
 	@$(call install,$(PROGRAMS))
 
-test-.venv/.ready-convert: .venv/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,convert]'
-	@touch $@
-
-programs:
+test-programs:
 	@$(call install,$(TEST_PROGRAMS))
 
 # $(call install,programs): apt packages for those that are missing; Debian keeps daemons in /usr/sbin.
