@@ -49,6 +49,11 @@ class Generate:
     """Continue the prompt in the payload (little-endian int32 token ids).
 
     Streams `Tokens` and ends with Done{finish: stop|length, prompt_tokens, generated_tokens, cached_tokens}. A stop token is not sent.
+
+    logit_bias  (token id, what is added to its logit)
+    grammar     what the text must match, in llguidance's JSON form; empty: anything
+    adapter     name of the LoRA adapter in the model's folder; empty: none
+    tenant      whose request this is: tenants share the slots fairly
     """
 
     request: int
@@ -64,6 +69,10 @@ class Generate:
     top_logprobs: int = -1
     priority: int = 0
     deadline_s: float = 600.0
+    logit_bias: Tuple[Tuple[int, float], ...] = ()
+    grammar: str = ""
+    adapter: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,11 +168,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """codes: invalid, unknown_model, busy, cancelled, deadline, engine, internal."""
+    """codes: invalid, unknown_model, busy, cancelled, deadline, engine, internal. `retry_after_s`: when `busy` may be over, if known."""
 
     request: int
     code: str
     message: str
+    retry_after_s: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +187,17 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast cameras may go while requests for text need the device: at most `fps` a second each; None: as configured."""
+
+    request: int
+    fps: Optional[float] = None
+
+
+@dataclass(frozen=True)
 class CameraEvent:
-    """Something happened in front of a camera: an object is new or gone, crossed a line, or the camera changed state."""
+    """Something happened in front of a camera: an object is new or gone, crossed a line, or the camera changed state. The payload is a
+    JPEG where `data` says so."""
 
     pipeline: str
     kind: str
@@ -195,14 +214,14 @@ class CameraFrame:
     detections: Tuple[Dict[str, Any], ...] = ()
 
 
-Request = Union[OpenModel, CloseModel, Generate, Encode, Detect, StartPipeline, StopPipeline, Watch, Cancel, Shutdown]
+Request = Union[OpenModel, CloseModel, Generate, Encode, Detect, StartPipeline, StopPipeline, Watch, Pace, Cancel, Shutdown]
 Report = Union[Ready, Tokens, Done, Failed, Status, CameraEvent, CameraFrame]
 Message = Union[Request, Report]
 
 TYPES: Dict[str, Type[Any]] = {
     kind.__name__: kind
     for kind in (
-        OpenModel, CloseModel, Generate, Encode, Detect, StartPipeline, StopPipeline, Watch, Cancel, Shutdown,
+        OpenModel, CloseModel, Generate, Encode, Detect, StartPipeline, StopPipeline, Watch, Pace, Cancel, Shutdown,
         Ready, Tokens, Done, Failed, Status, CameraEvent, CameraFrame,
     )
 }  # fmt: skip

@@ -24,14 +24,21 @@ class ServiceFailure(AgentError):
 
     code = "service_failure"
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer. None: the model's own default, for `max_tokens` the rest of its context. A larger `priority` goes first."""
+    """How to answer. None: the model's own default, for `max_tokens` the rest of its context. A larger `priority` goes first.
+
+    logit_bias  (token id, what is added to its logit)
+    grammar     what the answer must match, in llguidance's JSON form; empty: anything
+    adapter     name of a LoRA adapter of the model; empty: none
+    tenant      whose request this is: tenants share the model fairly
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -44,6 +51,10 @@ class Sampling:
     top_logprobs: int = -1
     priority: int = 0
     deadline_s: float = 600.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str = ""
+    adapter: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ BY_TYPE: dict[typing.Any, st.SearchStrategy[typing.Any]] = {
         st.text(max_size=5), st.dictionaries(st.text(max_size=5), PLAIN, max_size=2), max_size=2
     ),
     typing.Tuple[int, ...]: st.lists(st.integers(0, 2**31), max_size=5).map(tuple),  # noqa: UP006
+    typing.Tuple[typing.Tuple[int, float], ...]: st.lists(  # noqa: UP006
+        st.tuples(st.integers(0, 2**31), st.floats(allow_nan=False)), max_size=3
+    ).map(tuple),
     typing.Tuple[typing.Any, ...]: st.lists(PLAIN, max_size=3).map(tuple),  # noqa: UP006
     typing.Tuple[typing.Dict[str, typing.Any], ...]: st.lists(  # noqa: UP006
         st.dictionaries(st.text(max_size=5), PLAIN, max_size=2), max_size=2
