@@ -91,7 +91,6 @@ class EventKeeper:
             self._drop("the disk is slower than the cameras")
             return
         if before is not None:
-            record = replace(record, began_at=before[0].began_at)
             self._count, self._bytes = self._count - 1, self._bytes - len(before[1])
             jpeg = jpeg or before[1]
         if self._bytes + len(jpeg) > WAITING_BYTES:

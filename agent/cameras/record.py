@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 EVENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 NAMES_MAX = 32
+DAY_S = 86_400.0
 
 # `object`: it left. The others mark an end that nobody saw: its process died, its camera was started anew or taken away, or the node was.
 EndedBy = Literal["object", "worker_lost", "camera_restarted", "camera_removed", "node_restarted"]
@@ -17,7 +18,8 @@ EndedBy = Literal["object", "worker_lost", "camera_restarted", "camera_removed",
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """Times ending in `_at` are seconds since 1970 by this node's clock, for people; `seen_for_s` is measured by the worker.
+    """Times ending in `_at` are seconds since 1970 by this node's clock, for people; boxes are [x0, y0, x1, y1] in pixels of a picture
+    of the size `picture`.
 
     number    only grows on one node; pages are cut by it. 0: not kept yet
     is_clock_sure  whether the clock was set when it began, so that its age can be believed
@@ -32,6 +34,7 @@ class EventRecord:
     began_at: float
     score: float = 0.0
     box: tuple[float, ...] = ()
+    snapshot_box: tuple[float, ...] = ()
     picture: tuple[int, int] = (0, 0)
     zones: tuple[str, ...] = ()
     dwell_s: Mapping[str, float] | None = None
@@ -60,18 +63,18 @@ def record_of(camera: str, data: Mapping[str, Any], at: float, is_clock_sure: bo
         raise NotAnEvent(f"an event of camera {camera} has the id {str(identifier)[:100]!r}, which cannot name a file")
     if not isinstance(label, str):
         raise NotAnEvent(f"event {identifier} of camera {camera} has no label")
-    started_s = _number(data.get("started_s"))
-    ended_s = data.get("ended_s")
     has_ended = data.get("type") == "end"
-    seen_for_s = max(0.0, _number(ended_s) - started_s) if has_ended and ended_s is not None else 0.0
+    began_at = _time(data.get("started_s"), at)
+    ended_at = _time(data.get("ended_s"), at) if has_ended else None
     dwell = data.get("dwell_s")
     return EventRecord(
         id=identifier,
         camera=camera,
         label=_text(label),
-        began_at=at,
+        began_at=began_at,
         score=round(_number(data.get("top_score", data.get("score"))), 4),
-        box=tuple(round(_number(value), 1) for value in _items(data.get("box"))[:4]),
+        box=_box(data.get("box")),
+        snapshot_box=_box(data.get("snapshot_box")),
         picture=(int(_number(data.get("width"))), int(_number(data.get("height")))),
         zones=_names(data.get("entered_zones")),
         dwell_s={_text(zone): round(_number(value), 2) for zone, value in list(dwell.items())[:NAMES_MAX]}
@@ -83,9 +86,9 @@ def record_of(camera: str, data: Mapping[str, Any], at: float, is_clock_sure: bo
             for each in _items(data.get("crossed"))[:NAMES_MAX]
             if isinstance(each, Mapping)
         ),
-        ended_at=at if has_ended else None,
+        ended_at=ended_at,
         ended_by="object" if has_ended else None,
-        seen_for_s=round(seen_for_s, 2),
+        seen_for_s=0.0 if ended_at is None else round(max(0.0, ended_at - began_at), 2),
         has_clip=data.get("clip") == f"{identifier}.mp4",
         is_clock_sure=is_clock_sure,
     )
@@ -93,6 +96,16 @@ def record_of(camera: str, data: Mapping[str, Any], at: float, is_clock_sure: bo
 
 def _items(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
+
+
+def _box(value: Any) -> tuple[float, ...]:
+    return tuple(round(_number(each), 1) for each in _items(value)[:4])
+
+
+def _time(value: Any, now: float) -> float:
+    """What the worker says, unless its clock and ours cannot mean the same."""
+    told = _number(value)
+    return round(told, 3) if abs(told - now) < DAY_S else round(now, 3)
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -170,10 +170,8 @@ class _Transaction:
 
 
 def _details(record: EventRecord) -> dict[str, Any]:
-    return {
-        "score": record.score, "box": record.box, "picture": record.picture, "zones": record.zones, "dwell_s": record.dwell_s or {},
-        "loitering": record.loitering, "crossed": record.crossed, "seen_for_s": record.seen_for_s,
-    }  # fmt: skip
+    names = ("score", "box", "snapshot_box", "picture", "zones", "loitering", "crossed", "seen_for_s")
+    return {**{name: getattr(record, name) for name in names}, "dwell_s": record.dwell_s or {}}
 
 
 def _record(row: Sequence[Any]) -> EventRecord:
@@ -186,6 +184,7 @@ def _record(row: Sequence[Any]) -> EventRecord:
         began_at=began_at,
         score=told["score"],
         box=tuple(told["box"]),
+        snapshot_box=tuple(told["snapshot_box"]),
         picture=(told["picture"][0], told["picture"][1]),
         zones=tuple(told["zones"]),
         dwell_s=told["dwell_s"],
