@@ -191,4 +191,6 @@ def _status(model: OpenText) -> Dict[str, Any]:
         "prompt_tokens": load.prompt_tokens,
         "cached_tokens": load.cached_tokens,
         "generated_tokens": load.generated_tokens,
+        "guessed_tokens": load.guessed_tokens,
+        "kept_tokens": load.kept_tokens,
     }

@@ -79,14 +79,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class SlotTokens:
-    """Tokens to append to the sequence in `slot`, whose logits after the last of them are wanted.
+    """Tokens to append to the sequence in `slot`, whose logits after the last `logits` of them are wanted.
 
     adapter  0: the model itself, else the number of an adapter that was kept apart; the same for all tokens of a sequence
+    logits   more than 1 only for engines that can verify
     """
 
     slot: int
     tokens: Sequence[int]
     adapter: int = 0
+    logits: int = 1
 
 
 class GenerationEngine(Protocol):
@@ -94,19 +96,24 @@ class GenerationEngine(Protocol):
 
     The scheduler above decides which slot advances by how many tokens; prompts may come in chunks, and a step may hold one chunk of a
     prompt or one token of each of many running sequences.
+
+    can_verify  logits after several tokens of a row can be had, and are to the bit those of the same tokens given one by one
+    adapters    names of the adapters kept apart; number 1 is the first
     """
 
     vocabulary: int
     slots: int
     context_tokens: int
     provider: str
+    can_verify: bool
+    adapters: Tuple[str, ...]
 
     def length(self, slot: int) -> int:
         """Tokens now held in the cache of `slot`."""
         ...
 
     def step(self, batch: Sequence[SlotTokens]) -> np.ndarray:
-        """Append tokens, return float32 logits [len(batch), vocabulary] after each row's last token. Raises EngineError on overflow."""
+        """Append tokens, return float32 logits [sum of `logits`, vocabulary], row after row. Raises EngineError on overflow."""
         ...
 
     def truncate(self, slot: int, length: int) -> None:

@@ -79,7 +79,9 @@ def read_facts(folder: Path) -> DecoderFacts:
     )
 
 
-def check_step(batch: Sequence[SlotTokens], lengths: Sequence[int], capacity: int, vocabulary: int, adapters: int = 0) -> None:
+def check_step(
+    batch: Sequence[SlotTokens], lengths: Sequence[int], capacity: int, vocabulary: int, adapters: int = 0, can_verify: bool = False
+) -> None:
     """Refuse a step before it changes anything; `lengths` are the tokens held by each slot. Raises EngineError."""
     if not batch:
         raise EngineError("a step needs at least one slot with tokens")
@@ -94,9 +96,15 @@ def check_step(batch: Sequence[SlotTokens], lengths: Sequence[int], capacity: in
             raise EngineError(f"slot {slot} holds {lengths[slot]} tokens; {len(tokens)} more exceed its capacity of {capacity} tokens")
         if min(tokens) < 0 or max(tokens) >= vocabulary:
             raise EngineError(f"slot {slot}: a token id is outside the vocabulary of {vocabulary}")
+    _check_wishes(batch, adapters, can_verify)
+
+
+def _check_wishes(batch: Sequence[SlotTokens], adapters: int, can_verify: bool) -> None:
     for item in batch:
         if not 0 <= item.adapter <= adapters:
             raise EngineError(f"slot {item.slot}: there is no adapter {item.adapter}; the model was converted with {adapters}")
+        if not 1 <= item.logits <= (len(item.tokens) if can_verify else 1):
+            raise EngineError(f"slot {item.slot}: logits after {item.logits} of {len(item.tokens)} tokens are not to be had")
 
 
 def _count(values: Mapping[str, Any], name: str, path: Path) -> int:

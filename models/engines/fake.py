@@ -6,7 +6,7 @@ It passes the contract test of the real ones: its logits are a function of the t
 from __future__ import annotations
 
 import zlib
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 import numpy as np
 
@@ -18,9 +18,11 @@ class FakeGenerationEngine:
     """Logits are drawn from a generator seeded with the checksum of the slot's tokens. `steps` records every batch it was given."""
 
     provider = "cpu"
+    can_verify = True
 
-    def __init__(self, vocabulary: int = 97, slots: int = 4, context_tokens: int = 256) -> None:
+    def __init__(self, vocabulary: int = 97, slots: int = 4, context_tokens: int = 256, adapters: Tuple[str, ...] = ()) -> None:
         self.vocabulary = vocabulary
+        self.adapters = adapters
         self.slots = slots
         self.context_tokens = context_tokens
         self.steps: List[List[SlotTokens]] = []
@@ -33,11 +35,16 @@ class FakeGenerationEngine:
     def step(self, batch: Sequence[SlotTokens]) -> np.ndarray:
         if self._is_closed:
             raise EngineError("the fake engine was closed; make another")
-        check_step(batch, [len(held) for held in self._held], self.context_tokens, self.vocabulary)
+        lengths = [len(held) for held in self._held]
+        check_step(batch, lengths, self.context_tokens, self.vocabulary, len(self.adapters), can_verify=True)
         self.steps.append(list(batch))
+        rows: List[np.ndarray] = []
         for item in batch:
-            self._held[item.slot].extend(item.tokens)
-        return np.stack([self._logits(self._held[item.slot]) for item in batch])
+            held = self._held[item.slot]
+            # An adapter changes what follows from the same tokens.
+            held.extend(token + item.adapter * self.vocabulary for token in item.tokens)
+            rows += [self._logits(held[: len(held) - before]) for before in reversed(range(item.logits))]
+        return np.stack(rows)
 
     def truncate(self, slot: int, length: int) -> None:
         held = self._tokens(slot)

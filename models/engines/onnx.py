@@ -104,9 +104,11 @@ class OnnxGenerationEngine:
     """
 
     provider = "cpu"
+    can_verify = False  # its kernels for one token and for several do not sum in the same order
 
     def __init__(self, session: Any, artefact: str, facts: DecoderFacts, cache: KeyValueCache) -> None:
         self.vocabulary = facts.vocabulary
+        self.adapters = facts.adapters
         self.slots = cache.slots
         self.context_tokens = cache.capacity
         self._artefact = artefact

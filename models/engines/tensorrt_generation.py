@@ -68,11 +68,13 @@ class TensorRtGenerationEngine:
     """A decoder whose keys and values stay on the device; of a step only the logits that were asked for come to the host."""
 
     provider = "tensorrt"
+    can_verify = False  # its plans have profiles for one row of logits
 
     def __init__(
         self, plan: Plan, memory: DeviceMemory, facts: DecoderFacts, cache: DeviceKeyValueCache, bounds: Bounds, captures: bool
     ) -> None:
         self.vocabulary = facts.vocabulary
+        self.adapters = facts.adapters
         self.slots = cache.slots
         self.context_tokens = cache.capacity
         self._plan = plan

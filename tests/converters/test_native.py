@@ -6,6 +6,7 @@ import platform
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -65,8 +66,7 @@ def caching(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opened(folder: Path, slots: int = 3, context: int = 512, threads: int = 2) -> NativeGenerationEngine:
     engine = open_generation_engine(folder, EngineOptions(slots=slots, context_tokens=context, threads=threads))
-    assert isinstance(engine, NativeGenerationEngine)
-    return engine
+    return cast("NativeGenerationEngine", engine)
 
 
 def convert(folder: Path, recipe: Recipe, activations: Activations = "float32") -> ReferenceDecoder:
@@ -138,6 +138,22 @@ def test_no_cut_of_a_prompt_and_no_neighbour_changes_a_bit(tmp_path: Path) -> No
     np.testing.assert_array_equal(engine.step([SlotTokens(2, TOKENS[123:])])[0], whole[-1])
     engine.truncate(2, 77)
     np.testing.assert_array_equal(engine.step([SlotTokens(2, TOKENS[77:90])])[0], whole[89])
+    engine.close()
+
+
+def test_guesses_are_verified_to_the_bit_beside_others_and_over_the_limit_of_a_step(tmp_path: Path) -> None:
+    convert(tmp_path / "engine", Recipe())
+    engine = opened(tmp_path / "engine", context=1024)
+    single = np.concatenate([engine.step([SlotTokens(0, [token])]).copy() for token in TOKENS])
+    engine.truncate(0, 100)
+    batch = [SlotTokens(1, TOKENS[:70]), SlotTokens(0, TOKENS[100:140], logits=40), SlotTokens(2, TOKENS[:9], logits=2)]
+    logits = engine.step(batch)
+    np.testing.assert_array_equal(logits, np.concatenate([single[69:70], single[100:140], single[7:9]]))
+    for slot in range(3):
+        engine.truncate(slot, 0)
+    logits = engine.step([SlotTokens(0, TOKENS, logits=1), SlotTokens(1, TOKENS * 2, logits=300), SlotTokens(2, TOKENS, logits=300)])
+    np.testing.assert_array_equal(np.concatenate([logits[:1], logits[301:]]), np.concatenate([single[-1:], single]))
+    np.testing.assert_array_equal(logits[1:301], engine.all_logits(SlotTokens(2, TOKENS)))
     engine.close()
 
 

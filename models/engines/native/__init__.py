@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -95,6 +96,8 @@ class NativeGenerationEngine:
     """The cache is float16 [layers, slots, kv_heads, capacity, head_dim], keys in tiles of 16 positions."""
 
     provider = "cpu"
+    can_verify = True
+    adapters: Tuple[str, ...] = ()
 
     def __init__(
         self, library: Any, folder: Path, facts: DecoderFacts, weights: Weights, options: EngineOptions, context_tokens: int
@@ -156,34 +159,30 @@ class NativeGenerationEngine:
         self._lengths[target] = length
 
     def step(self, batch: Sequence[SlotTokens]) -> np.ndarray:
-        check_step(batch, self._lengths, self.context_tokens, self.vocabulary)
         self._refuse_adapters(batch)
-        return self._append(batch, [len(item.tokens) - 1 for item in batch])
+        check_step(batch, self._lengths, self.context_tokens, self.vocabulary, can_verify=True)
+        if sum(len(item.tokens) for item in batch) > STEP_TOKENS:
+            return np.concatenate([self._in_pieces(item) for item in batch])
+        ends = np.cumsum([len(item.tokens) for item in batch])
+        return self._run(batch, [at for item, end in zip(batch, ends.tolist()) for at in range(end - item.logits, end)])
 
     def all_logits(self, item: SlotTokens) -> np.ndarray:
         """Append tokens; float32 logits [len(tokens), vocabulary] after each of them: what verification needs."""
-        check_step([item], self._lengths, self.context_tokens, self.vocabulary)
-        self._refuse_adapters([item])
-        pieces = [SlotTokens(item.slot, item.tokens[at : at + STEP_TOKENS]) for at in range(0, len(item.tokens), STEP_TOKENS)]
-        return np.concatenate([self._run([piece], range(len(piece.tokens))).copy() for piece in pieces])
+        return np.array(self.step([replace(item, logits=len(item.tokens))]))
 
     def close(self) -> None:
         if self._engine:
             self._library.hs_close(self._engine)
         self._engine = None
 
-    def _append(self, batch: Sequence[SlotTokens], wanted: Sequence[int]) -> np.ndarray:
-        if sum(len(item.tokens) for item in batch) <= STEP_TOKENS and len(batch) <= STEP_TOKENS:
-            starts = np.cumsum([0, *(len(item.tokens) for item in batch)])
-            return self._run(batch, [int(start) + at for start, at in zip(starts, wanted)])
-        # More than a step takes: sequence after sequence, in pieces.
-        last: List[np.ndarray] = []
-        for item in batch:
-            for at in range(0, len(item.tokens), STEP_TOKENS):
-                piece = SlotTokens(item.slot, item.tokens[at : at + STEP_TOKENS])
-                logits = self._run([piece], [len(piece.tokens) - 1])
-            last.append(logits.copy())
-        return np.concatenate(last)
+    def _in_pieces(self, item: SlotTokens) -> np.ndarray:
+        """More than a step takes: sequence after sequence, piece after piece."""
+        first = len(item.tokens) - item.logits
+        logits: List[np.ndarray] = []
+        for at in range(0, len(item.tokens), STEP_TOKENS):
+            piece = SlotTokens(item.slot, item.tokens[at : at + STEP_TOKENS])
+            logits.append(self._run([piece], range(min(max(0, first - at), len(piece.tokens)), len(piece.tokens))).copy())
+        return np.concatenate(logits)
 
     def _run(self, batch: Sequence[SlotTokens], wanted: Sequence[int]) -> np.ndarray:
         if not self._engine:

@@ -7,6 +7,7 @@ from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
+from models.tasks.generation.draft import Draft
 from models.tasks.generation.sampling import Logprobs, Sampling
 
 
@@ -61,11 +62,23 @@ class Sequence:
         self.cached_tokens = 0
         self.overtaken = 0
         self.generator = np.random.default_rng(request.sampling.seed)
+        self.draft: Optional[Draft] = None
 
     def pending(self, held: int) -> Tuple[int, ...]:
         """Tokens that the engine must still be given when its slot holds `held`: the rest of the prompt, or the newest token."""
         prompt = self.request.prompt
         return prompt[held:] if held < len(prompt) else (self.generated[-1],)
+
+    def guess(self, capacity: int, price: float) -> Tuple[int, ...]:
+        """Tokens that may follow the newest one, fewer than still may be generated."""
+        room = min(self.request.max_tokens, capacity - len(self.request.prompt)) - len(self.generated)
+        if self.draft is None:
+            self.draft = Draft([*self.request.prompt, *self.generated], capacity)
+        return self.draft.guess(room - 1, price)
+
+    def learn(self, guessed: int, kept: int) -> None:
+        if self.draft is not None:
+            self.draft.learn(guessed, kept)
 
     def append(self, token: int, capacity: int) -> Optional[str]:
         """Take a sampled token; returns how the sequence ends, if it does."""
@@ -73,6 +86,8 @@ class Sequence:
             return "stop"
         self.generated.append(token)
         self.counts[token] = self.counts.get(token, 0) + 1
+        if self.draft is not None:
+            self.draft.append(token)
         is_full = len(self.request.prompt) + len(self.generated) >= capacity
         return "length" if is_full or len(self.generated) >= self.request.max_tokens else None
 

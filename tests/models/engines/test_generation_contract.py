@@ -133,6 +133,24 @@ def test_rows_moved_to_run_together_keep_their_sequences(open_with: Open) -> Non
         np.testing.assert_allclose(row, fresh.step([SlotTokens(slot, [*asked[slot], 50])])[0], atol=1e-4)
 
 
+def test_verification_gives_the_logits_of_one_by_one_or_is_refused(open_with: Open) -> None:
+    engine = open_with(3, 64)
+    prompt = np.random.default_rng(6).integers(3, VOCABULARY, 20).tolist()
+    batch = [SlotTokens(1, prompt[:7]), SlotTokens(0, prompt[12:], logits=6), SlotTokens(2, [5])]
+    engine.step([SlotTokens(0, prompt[:12])])
+    if not engine.can_verify:
+        with pytest.raises(EngineError, match="6 of 8 tokens are not to be had"):
+            engine.step(batch)
+        return
+    logits = engine.step(batch).copy()
+    assert logits.shape == (8, VOCABULARY)
+    engine.truncate(0, 15)
+    single = np.concatenate([engine.step([SlotTokens(0, [token])]).copy() for token in prompt[15:]])
+    np.testing.assert_array_equal(logits[2:7], single)
+    with pytest.raises(EngineError, match="are not to be had"):
+        engine.step([SlotTokens(0, [1, 2], logits=3)])
+
+
 @pytest.mark.parametrize(
     ("batch", "reason"),
     [
