@@ -196,8 +196,11 @@ class Pace:
 
 @dataclass(frozen=True)
 class CameraEvent:
-    """Something happened in front of a camera: an object is new or gone, crossed a line, or the camera changed state. The payload is a
-    JPEG where `data` says so."""
+    """Something happened in front of a camera, or to it.
+
+    kinds: camera, object, crossed, zone, recording; what `data` holds for each stands in agent/worker/events.py. The payload is a JPEG
+    where `data["has_snapshot"]` says so, else empty.
+    """
 
     pipeline: str
     kind: str

@@ -6,63 +6,30 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from agent.worker.camera import Camera, Frame, rate
-from agent.worker.events import Announcer, Event
-from agent.worker.sources import SourceError, parse_source
-from agent.worker.tracker import Track, Tracker, TrackerSettings
-from agent.worker.zones import Line, LineCounter
+from agent.worker.events import Event
+from agent.worker.masks import Masks
+from agent.worker.meaning import Meaning, Moment
+from agent.worker.settings import PipelineSettings as PipelineSettings
+from agent.worker.sources import SourceError
+from agent.worker.tracker import Track
+from agent.worker.wall_clock import WallClock
 from models.engines import EngineError
 from models.pictures import Picture, draw_detections, draw_line, encode_jpeg
-from models.record import RecordError
 from models.tasks.detection import Detection, Detector
 
 UNSURE = 0.4
 STALE_S = 1.0
 RETRY_S = 5.0
 EARLY = 0.2
-SHOWN_S = 0.5
 WINDOW = 200
+GONE = ("backing_off", "ended")
 
-
-@dataclass(frozen=True)
-class PipelineSettings:
-    """What a camera pipeline does.
-
-    source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`; options of a file or the conveyor
-               follow a `?`, see agent/worker/sources.py
-    fps        frames looked at per second, at most
-    threshold  score from which something counts as seen; None: the model's own
-    labels     what to report and count; empty: everything
-    line       where to count; None: nowhere
-    width, height  size of a rendered source
-    """
-
-    id: str
-    source: str
-    model: str
-    fps: float = 10.0
-    threshold: Optional[float] = None
-    labels: Tuple[str, ...] = ()
-    line: Optional[Line] = None
-    width: int = 640
-    height: int = 360
-
-    def check(self) -> None:
-        """Raises RecordError where a value cannot be used."""
-        if not 0 < self.fps <= 120:
-            raise RecordError(f"pipeline {self.id}: fps {self.fps} is not in 0..120")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise RecordError(f"pipeline {self.id}: threshold {self.threshold} is not between 0 and 1")
-        try:
-            parse_source(self.source, self.width, self.height, self.fps)
-            if self.line is not None:
-                LineCounter(self.line, self.width, self.height)
-        except ValueError as error:
-            raise RecordError(f"pipeline {self.id}: {error}") from error
+UnixSeconds = Callable[[float, float], float]
 
 
 @dataclass
@@ -89,18 +56,31 @@ class Look:
     jpeg: Optional[bytes] = None
 
 
-class Pipeline:
-    """Belongs to the worker's loop; only its camera has a thread of its own."""
+@dataclass(frozen=True)
+class Taken:
+    """A frame that is to be looked at, its masks applied. `began_s` is monotonic."""
 
-    def __init__(self, settings: PipelineSettings, detector: Detector, camera: Camera) -> None:
+    frame: Frame
+    picture: Picture
+    began_s: float
+
+
+class Pipeline:
+    """Belongs to the worker's loop; only its camera has a thread of its own.
+
+    One frame: `take` it, detect in its picture, `follow` what was found; `look` does all three.
+    """
+
+    def __init__(self, settings: PipelineSettings, detector: Detector, camera: Camera, unix_s: Optional[UnixSeconds] = None) -> None:
+        """`unix_s` replaces the wall clock: (at_s of a frame, when it was captured) → Unix seconds."""
         self.settings = settings
         self.camera = camera
         self.watchers = Watchers()
-        self.detector = detector
-        self._threshold = detector.facts.threshold if settings.threshold is None else settings.threshold
-        self._tracker = Tracker(TrackerSettings(sure=self._threshold))
-        self._announcer = Announcer(settings.labels)
-        self._counter: Optional[LineCounter] = None
+        self.pace_fps: Optional[float] = None
+        self._detector = detector
+        self._masks = Masks(settings.masks)
+        self._meaning = Meaning(settings, self.threshold)
+        self._unix_s = unix_s or WallClock(is_paced=not camera.slot.is_patient).unix_s
         self._size = (0, 0)
         self._state = ""
         self._error = ""
@@ -111,9 +91,36 @@ class Pipeline:
         self._processed = self._stale = 0
         camera.slot.due_s = time.monotonic()
 
+    @property
+    def detector(self) -> Detector:
+        return self._detector
+
+    @detector.setter
+    def detector(self, detector: Detector) -> None:
+        self._detector = detector
+        self._meaning.change(self.settings, self.threshold)
+
+    @property
+    def threshold(self) -> float:
+        """Score from which a detection is sure."""
+        return self._detector.facts.threshold if self.settings.threshold is None else self.settings.threshold
+
+    @property
+    def fps(self) -> float:
+        """Frames to look at per second: as set, or the pace while the device is needed elsewhere, but never less than the floor."""
+        wanted = self.settings.fps
+        return wanted if self.pace_fps is None else min(wanted, max(self.pace_fps, self.settings.floor_fps))
+
+    def change(self, settings: PipelineSettings, detector: Detector) -> None:
+        """Go on with other settings, of the same source, and with the same tracks. The settings have been checked."""
+        if settings.masks != self.settings.masks:
+            self._masks = Masks(settings.masks)
+        self.settings, self._detector = settings, detector
+        self._meaning.change(settings, self.threshold)
+
     def due_s(self, now_s: float) -> Optional[float]:
         """Since when a frame waits to be looked at; None: there is none, or it is not time yet."""
-        slot, period_s = self.camera.slot, 1 / self.settings.fps
+        slot, period_s = self.camera.slot, 1 / self.fps
         captured_s = slot.captured_s
         if captured_s is None:
             return None
@@ -122,72 +129,93 @@ class Pipeline:
         return slot.due_s if is_time else None
 
     def camera_events(self) -> List[Event]:
-        """One event for each new state of the camera since the last call; a state that was over at once stays unsaid."""
+        """One event for each new state of the camera since the last call; a state that was over at once stays unsaid. What was seen by
+        a camera that is gone ends with it."""
         state = self.camera.state(time.monotonic())
         # Every try to reconnect passes through `connecting`: that is no news.
         name = "backing_off" if state.name == "connecting" and state.failures else state.name
-        if name == self._state:
+        if name == self._state or (name == "ended" and self.camera.slot.has_frame):
             return []
         before, self._state = self._state, name
-        return [Event("camera", {"state": name, "before": before, "message": state.message})]
+        events = [Event("camera", {"state": name, "before": before, "message": state.message})]
+        return events + self._meaning.lose_sight() if name in GONE else events
+
+    def close(self) -> List[Event]:
+        """The last events: what is open ends."""
+        return self._meaning.lose_sight()
 
     def look(self) -> Optional[Look]:
         """Take the newest frame, find, track, count. None: it was too old, or could not be looked at."""
-        slot, started_s = self.camera.slot, time.monotonic()
+        taken = self.take()
+        if taken is None:
+            return None
+        try:
+            found = self.detector.detect(taken.picture, self.threshold * UNSURE)
+        except EngineError as error:
+            self.fail(error)
+            return None
+        return self.follow(taken, found)
+
+    def take(self) -> Optional[Taken]:
+        """The newest frame with its masks applied, and the next one's time set. None: it was too old, or could not be decoded."""
+        slot, began_s = self.camera.slot, time.monotonic()
         frame = slot.take()
         # Behind by more than a period: that time is lost, not caught up.
-        slot.due_s = max(slot.due_s, started_s - 2 / self.settings.fps) + 1 / self.settings.fps
+        slot.due_s = max(slot.due_s, began_s - 2 / self.fps) + 1 / self.fps
         if frame is None:
             return None
-        if not slot.is_patient and started_s - frame.captured_s > max(STALE_S, 2 / self.settings.fps):
+        if not slot.is_patient and began_s - frame.captured_s > max(STALE_S, 2 / self.fps):
             self._stale += 1
             return None
         try:
-            picture = frame.load()
-            loaded_s = time.monotonic()
-            found = self.detector.detect(picture, self._threshold * UNSURE)
-        except (EngineError, SourceError) as error:
-            self._error = str(error)
-            slot.due_s = started_s + RETRY_S
+            return Taken(frame, self._masks.apply(frame.load()), time.monotonic())
+        except SourceError as error:
+            self.fail(error)
             return None
-        self._error = ""
+
+    def fail(self, error: Exception) -> None:
+        """A frame could not be looked at: say so, and try again in a while."""
+        self._error = str(error)
+        self.camera.slot.due_s = time.monotonic() + RETRY_S
+
+    def follow(self, taken: Taken, found: Sequence[Detection]) -> Look:
+        """What the detections mean, the unsure ones among them from `threshold * UNSURE`."""
+        frame, picture = taken.frame, taken.picture
         done_s = time.monotonic()
-        self._latencies.append((done_s - loaded_s) * 1000)
+        self._error = ""
+        self._latencies.append((done_s - taken.began_s) * 1000)
         self._looks.append(done_s)
         self._ages.append((done_s - frame.captured_s) * 1000)
         self._processed += 1
-        return self._follow(frame, picture, found)
-
-    def _follow(self, frame: Frame, picture: Picture, found: Sequence[Detection]) -> Look:
-        update = self._tracker.update(found, frame.at_s)
-        crossings = self._line(picture).update(update.tracks, frame.at_s) if self.settings.line is not None else []
         self._size = (picture.shape[1], picture.shape[0])
         self._shown_s = frame.at_s
-        events = self._announcer.update(update, crossings, frame.at_s)
-        seen = tuple(
-            track
-            for track in update.tracks
-            if track.is_seen and track.is_confirmed and frame.at_s - track.sure_s <= SHOWN_S and self._announcer.concerns(track.label)
-        )
-        now_s = time.monotonic()
-        jpeg = None
-        if self.watchers.want(now_s):
-            self.watchers.due_s = max(self.watchers.due_s + self.watchers.period_s, now_s - self.watchers.period_s)
-            jpeg = encode_jpeg(self._drawn(picture, seen) if self.watchers.annotated else picture)
-        return Look(tuple(events), seen, frame.sequence, self._ages[-1], jpeg)
+        encoded: List[bytes] = []
 
-    def _line(self, picture: Picture) -> LineCounter:
-        size = (picture.shape[1], picture.shape[0])
-        if self._counter is None or self._size != size:
-            self._counter, self._size = LineCounter(self.settings.line or Line(), *size), size
-        return self._counter
+        def jpeg() -> bytes:
+            if not encoded:
+                encoded.append(encode_jpeg(picture))
+            return encoded[0]
+
+        unix_s = self._unix_s(frame.at_s, frame.captured_s)
+        events, shown = self._meaning.see(found, Moment(frame.at_s, unix_s, *self._size, jpeg))
+        return Look(tuple(events), shown, frame.sequence, self._ages[-1], self._watched(picture, shown, jpeg))
+
+    def _watched(self, picture: Picture, shown: Sequence[Track], jpeg: Callable[[], bytes]) -> Optional[bytes]:
+        now_s = time.monotonic()
+        if not self.watchers.want(now_s):
+            return None
+        self.watchers.due_s = max(self.watchers.due_s + self.watchers.period_s, now_s - self.watchers.period_s)
+        # Masked once more: a box may reach over a mask.
+        return encode_jpeg(self._masks.apply(self._drawn(picture, shown))) if self.watchers.annotated else jpeg()
 
     def _drawn(self, picture: Picture, tracks: Sequence[Track]) -> Picture:
-        if self.settings.line is not None:
+        lines = self.settings.all_lines
+        if lines:
             picture = np.array(picture)
-            counts = self._announcer.counts()
-            caption = "   ".join(f"{label} {counts[label]}" for label in sorted(counts))
-            draw_line(picture, self.settings.line.start, self.settings.line.end, caption)
+        for line in lines:
+            counts = self._meaning.counts_of(line.name)
+            caption = "   ".join(f"{label} {counts[label]}" for label in sorted(counts)) if len(lines) == 1 else ""
+            draw_line(picture, line.start, line.end, caption)
         return draw_detections(picture, tracks)
 
     def status(self) -> Dict[str, Any]:
@@ -200,6 +228,8 @@ class Pipeline:
             "state": "failed" if self._error else camera.name,
             "message": self._error or camera.message,
             "fps": round(rate(tuple(self._looks), now_s), 2),
+            "fps_wanted": round(self.fps, 2),
+            "is_slowed": self.fps < self.settings.fps,
             "camera_fps": round(slot.rate(now_s), 2),
             "processed": self._processed,
             "skipped": {"not_due": slot.not_due, "busy": slot.busy, "stale": self._stale},
@@ -208,13 +238,11 @@ class Pipeline:
             "latency_ms": _percentile(self._latencies, 50),
             "connections": camera.connections,
             "failures": camera.failures,
-            "objects": self._announcer.present,
-            "counts": self._announcer.counts(),
-            "crossed": self._announcer.crossed,
-            "events_dropped": self._announcer.dropped,
             "is_watched": now_s < self.watchers.until_s,
             "width": self._size[0],
             "height": self._size[1],
+            "masks": len(self.settings.masks),
+            **self._meaning.status(),
         }
         truth = self.camera.source.truth(self._shown_s)
         if truth is not None:

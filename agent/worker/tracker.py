@@ -92,7 +92,7 @@ class Tracker:
     """Tracks of one camera. Track numbers begin at 1 and are never used twice."""
 
     def __init__(self, settings: TrackerSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._lives: List[_Life] = []
         self._mean = np.zeros((0, 4, 2))  # cx, cy, w, h: value and speed
         self._spread = np.zeros((0, 4, 3))  # their variance, covariance, variance of the speed
@@ -105,8 +105,8 @@ class Tracker:
         self._predict(at_s - self._at_s)
         self._at_s = at_s
         distinct = distinct_objects(detections)
-        sure = [each for each in distinct if each.score >= self._settings.sure]
-        unsure = [each for each in distinct if each.score < self._settings.sure]
+        sure = [each for each in distinct if each.score >= self.settings.sure]
+        unsure = [each for each in distinct if each.score < self.settings.sure]
         idle = list(range(len(self._lives)))
         pairs, new = self._join(idle, sure)
         taken = {index for index, _ in pairs}
@@ -115,6 +115,12 @@ class Tracker:
         ended = self._forget(at_s)
         self._begin(new, at_s)
         return Update(self._tracks(), ended)
+
+    def forget_all(self) -> Tuple[Track, ...]:
+        """End every track, since nobody looks any more: a camera that is gone tells nothing about who left."""
+        ended = self._tracks()
+        self._lives, self._mean, self._spread = [], self._mean[:0], self._spread[:0]
+        return ended
 
     def _join(self, candidates: Sequence[int], detections: Sequence[Detection]) -> Tuple[List[Tuple[int, Detection]], List[Detection]]:
         """Pairs of track index and detection, and the detections that are left."""
@@ -128,7 +134,7 @@ class Tracker:
         for row, index in enumerate(rows):
             label = self._lives[index].label()
             similarity[row] *= [1.0 if each.label == label else OTHER_LABEL for each in detections]
-        similarity[similarity < self._settings.min_similarity] = 0.0
+        similarity[similarity < self.settings.min_similarity] = 0.0
         pairs = best_pairs(similarity)
         used = {column for _, column in pairs}
         return [(rows[row], detections[column]) for row, column in pairs], [each for i, each in enumerate(detections) if i not in used]
@@ -159,7 +165,7 @@ class Tracker:
         self._spread[rows] = np.stack([place * (1 - gain[:, :, 0]), both * (1 - gain[:, :, 0]), speed - gain[:, :, 1] * both], axis=2)
         for index, detection in pairs:
             self._lives[index].hits += 1
-            self._lives[index].saw(detection, at_s, detection.score >= self._settings.sure)
+            self._lives[index].saw(detection, at_s, detection.score >= self.settings.sure)
 
     def _begin(self, detections: Sequence[Detection], at_s: float) -> None:
         if not detections:
@@ -176,9 +182,9 @@ class Tracker:
             self._lives.append(life)
 
     def _forget(self, at_s: float) -> Tuple[Track, ...]:
-        limit_s = self._settings.forget_s
+        limit_s = self.settings.forget_s
         kept = [
-            at_s - life.last_s <= (limit_s if self._is_confirmed(life) else limit_s / 2) and at_s - life.sure_s <= self._settings.unsure_s
+            at_s - life.last_s <= (limit_s if self._is_confirmed(life) else limit_s / 2) and at_s - life.sure_s <= self.settings.unsure_s
             for life in self._lives
         ]
         if all(kept):
@@ -198,7 +204,7 @@ class Tracker:
         )  # fmt: skip
 
     def _is_confirmed(self, life: _Life) -> bool:
-        return life.hits >= self._settings.confirm_hits
+        return life.hits >= self.settings.confirm_hits
 
     @staticmethod
     def _size(mean: NDArray[np.float64]) -> NDArray[np.float64]:

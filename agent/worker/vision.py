@@ -73,7 +73,7 @@ class VisionService:
         due: List[Tuple[float, str]] = []
         for name, pipeline in self._pipelines.items():
             for event in pipeline.camera_events():
-                self._emit(CameraEvent(name, event.kind, dict(event.data)))
+                self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
             due_s = pipeline.due_s(now_s)
             if due_s is not None:
                 due.append((due_s, name))
@@ -83,7 +83,7 @@ class VisionService:
         look = self._pipelines[name].look()
         if look is not None:
             for event in look.events:
-                self._emit(CameraEvent(name, event.kind, dict(event.data)))
+                self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
             if look.jpeg is not None:
                 found = tuple(mapping_of(track, track.track) for track in look.tracks)
                 self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found), look.jpeg)
@@ -176,7 +176,10 @@ class VisionService:
         self._emit(Done(message.request))
 
     def _end(self, name: str) -> None:
-        camera = self._pipelines.pop(name).camera
+        pipeline = self._pipelines.pop(name)
+        for event in pipeline.close():
+            self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
+        camera = pipeline.camera
         camera.stop()
         # Its thread may be in a read with seconds to go, which the other cameras should not have to wait for.
         self._leaving = [each for each in self._leaving + [camera] if each.is_alive]

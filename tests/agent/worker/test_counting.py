@@ -10,9 +10,9 @@ import pytest
 
 from agent.worker.camera import Camera
 from agent.worker.events import Event
+from agent.worker.lines import Line
 from agent.worker.pipeline import Pipeline, PipelineSettings
 from agent.worker.sources import parse_source
-from agent.worker.zones import Line
 from models.conveyor import Conveyor
 from models.engines import EngineOptions, open_engine
 from models.manifest import DetectionManifest, manifest_from_mapping
@@ -37,7 +37,7 @@ def conveyor_detector(tmp_path: Path) -> Detector:
 def test_a_minute_of_belt(tmp_path: Path, seed: int, fps: float) -> None:
     settings = PipelineSettings("belt", f"conveyor:?seed={seed}&pace=none&seconds=62", "conveyor-detr", fps=fps, line=Line())
     camera = Camera(parse_source(settings.source, settings.width, settings.height, settings.fps), lambda: None)
-    pipeline = Pipeline(settings, conveyor_detector(tmp_path), camera)
+    pipeline = Pipeline(settings, conveyor_detector(tmp_path), camera, unix_s=lambda at_s, captured_s: at_s)
     events: list[Event] = []
     camera.start()
     try:

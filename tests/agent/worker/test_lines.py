@@ -1,4 +1,4 @@
-"""Line crossings, events and counts, on paths whose truth is known."""
+"""Line crossings, on paths whose truth is known."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.worker.events import Announcer
-from agent.worker.tracker import Track, Tracker, TrackerSettings, Update
-from agent.worker.zones import Crossing, Line, LineCounter
+from agent.worker.lines import Crossing, Line, LineCounter
+from agent.worker.tracker import Track, Tracker, TrackerSettings
 from models.conveyor import Conveyor
 from models.conveyor_sprites import LABELS
 from models.tasks.detection import Detection
@@ -67,31 +66,6 @@ def test_a_track_that_crosses_before_it_is_confirmed_counts_when_it_is() -> None
     assert crossing.at_s == pytest.approx(0.1 * 5 / 13)
 
 
-def test_new_and_end_are_told_once_and_flicker_is_not() -> None:
-    announcer = Announcer(["person"])
-    kinds: list[str] = []
-    for step in range(10):
-        tracks = (at(50, 50), at(90, 50, 2, "dog"), at(10, 10, 3, first_s=step / 10))
-        kinds += [event.kind for event in announcer.update(Update(tracks, ()), [], step / 10)]
-    assert kinds == ["new"]
-    assert announcer.present == {"person": 2}
-    gone = announcer.update(Update((), (at(50, 50), at(10, 10, 3))), [], 1.5)
-    assert [(event.kind, event.data["track"]) for event in gone] == [("end", 1)]
-
-
-def test_a_flood_is_cut_and_counted_but_crossings_are_always_told() -> None:
-    announcer = Announcer()
-    flood = tuple(at(50, 50, number) for number in range(500))
-    crossings = [Crossing(number, "person", "forward", 1.0) for number in range(500)]
-    events = announcer.update(Update(flood, ()), crossings, 1.0)
-    assert sum(event.kind == "new" for event in events) == 30
-    assert announcer.dropped == 470
-    assert sum(event.kind == "crossed" for event in events) == 500
-    assert announcer.counts() == {"person": 500}
-    later = announcer.update(Update(flood, ()), [], 2.0)
-    assert len(later) == 10
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_a_minute_of_belt_is_counted_exactly_from_noisy_boxes(seed: int) -> None:
     """5 % of the objects missed, 3 % noise on each edge, 2 % wrong labels, scores down to 0.35, at 15 frames a second."""
@@ -115,3 +89,10 @@ def noisy(belt: Conveyor, at_s: float, rng: random.Random) -> list[Detection]:
             edges = (each.x0 + rng.gauss(0, x), each.y0 + rng.gauss(0, y), each.x1 + rng.gauss(0, x), each.y1 + rng.gauss(0, y))
             found.append(Detection(label, rng.uniform(0.35, 0.95), *edges))
     return found
+
+
+def test_a_line_that_counts_every_crossing_counts_people_who_come_back() -> None:
+    path = [(80.0, 50.0), (120.0, 50.0), (80.0, 50.0), (120.0, 50.0)]
+    assert [each.direction for each in walk(LineCounter(Line(), 200, 100), path)] == ["forward"]
+    both = walk(LineCounter(Line(counts="every", name="door"), 200, 100), path)
+    assert [(each.line, each.direction) for each in both] == [("door", "forward"), ("door", "backward"), ("door", "forward")]

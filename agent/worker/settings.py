@@ -1,0 +1,190 @@
+"""What a camera pipeline is told to do: records that are checked whole, before anything changes.
+
+Every refusal is a RecordError that names the field, as in `pipeline door: zones[1].points[0]: [1.2, 0.5] is not within 0..1`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Mapping, Optional, Sequence, Tuple
+
+from agent.worker.lines import Line
+from agent.worker.polygons import Point, check_name, check_point, check_polygon
+from agent.worker.sources import parse_source
+from models.record import RecordError
+
+MAX_SHAPES = 32
+MAX_INERTIA = 100
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Mask:
+    """An area that nobody may see: black before anything looks at, keeps or sends the picture."""
+
+    name: str
+    points: Tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Zone:
+    """An area in which an object stands when the middle of its lower edge does.
+
+    labels          whom it concerns; empty: everybody
+    inertia_frames  for how many frames in a row an object must be in, or out, to have entered or left
+    loitering_s     seconds after which somebody who stays is loitering: one number for all, or by label; None: never
+    """
+
+    name: str
+    points: Tuple[Point, ...]
+    labels: Tuple[str, ...] = ()
+    inertia_frames: int = 3
+    loitering_s: Any = None
+
+    def loitering_of(self, label: str) -> float:
+        """After how many seconds something of this label loiters; infinite: never."""
+        limit = self.loitering_s.get(label) if isinstance(self.loitering_s, Mapping) else self.loitering_s
+        return math.inf if limit is None else float(limit)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Clips of events: `pre_s` before and `post_s` after, at most `max_s` in all. `labels` whose events are recorded; empty: all."""
+
+    enabled: bool = False
+    pre_s: float = 5.0
+    post_s: float = 5.0
+    max_s: float = 60.0
+    labels: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Look only at frames in which something moves: at least `min_share` of the picture; and at one every `forced_s` anyway."""
+
+    enabled: bool = False
+    min_share: float = 0.002
+    forced_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What a camera pipeline does. All but `source`, `width` and `height` (and `fps` of a rendered source, `mode`) change while it runs.
+
+    source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`; options of a file or the conveyor
+               follow a `?`, see agent/worker/sources.py
+    fps        frames looked at per second, at most
+    floor_fps  what is left of that while the device is busy with requests; never more than `fps`
+    mode       `freshest`: what is not looked at in time is dropped; `every_frame`: the source waits; `auto`: as the source asks
+    threshold  score from which something counts as seen; None: the model's own
+    labels     what to report and count; empty: everything
+    line, lines  where to count; `line` is one more of `lines`
+    zones      where to notice who comes, stays and goes
+    masks      what nobody may see
+    record     clips of events
+    media      folder for clips, given by the daemon; empty: no clips
+    motion     whether to look only when something moves
+    width, height  size of a rendered source
+    """
+
+    id: str
+    source: str
+    model: str
+    fps: float = 10.0
+    floor_fps: float = 1.0
+    mode: Literal["auto", "freshest", "every_frame"] = "auto"
+    threshold: Optional[float] = None
+    labels: Tuple[str, ...] = ()
+    line: Optional[Line] = None
+    lines: Tuple[Line, ...] = ()
+    zones: Tuple[Zone, ...] = ()
+    masks: Tuple[Mask, ...] = ()
+    record: Recording = Recording()
+    media: str = ""
+    motion: Motion = Motion()
+    width: int = 640
+    height: int = 360
+
+    @property
+    def all_lines(self) -> Tuple[Line, ...]:
+        return (() if self.line is None else (self.line,)) + self.lines
+
+    def check(self) -> None:
+        """Raises RecordError where a value cannot be used; the message names the pipeline and the field."""
+        try:
+            self._check_rates()
+            parse_source(self.source, self.width, self.height, self.fps)
+            _check_names("lines", self.all_lines)
+            for name, line in _named(self):
+                check_line(line, name)
+            _check_names("zones", self.zones)
+            for index, zone in enumerate(self.zones):
+                check_zone(zone, f"zones[{index}]")
+            _check_names("masks", self.masks)
+            for index, mask in enumerate(self.masks):
+                check_name(mask.name, f"masks[{index}].name")
+                check_polygon(mask.points, f"masks[{index}].points")
+            self._check_recording()
+        except ValueError as error:
+            raise RecordError(f"pipeline {self.id}: {error}") from error
+
+    def _check_rates(self) -> None:
+        if not 0 < self.fps <= 120:
+            raise ValueError(f"fps {self.fps} is not in 0..120")
+        if not 0 <= self.floor_fps <= 120:
+            raise ValueError(f"floor_fps {self.floor_fps} is not in 0..120")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold {self.threshold} is not between 0 and 1")
+        if not 0 < self.motion.min_share < 1:
+            raise ValueError(f"motion.min_share {self.motion.min_share} is not between 0 and 1")
+        if not 0 < self.motion.forced_s <= DAY_S:
+            raise ValueError(f"motion.forced_s {self.motion.forced_s} is not in 0..{DAY_S:.0f}")
+
+    def _check_recording(self) -> None:
+        record = self.record
+        for name, value, limit in (("pre_s", record.pre_s, 60.0), ("post_s", record.post_s, 300.0), ("max_s", record.max_s, 3600.0)):
+            if not 0 <= value <= limit:
+                raise ValueError(f"record.{name} {value} is not in 0..{limit:.0f}")
+        if record.max_s < record.pre_s + record.post_s:
+            raise ValueError(f"record.max_s {record.max_s} is less than pre_s and post_s together, {record.pre_s + record.post_s}")
+        if self.media and not self.media.startswith("/"):
+            raise ValueError(f"media {self.media!r} is not an absolute path")
+
+
+def check_line(line: Line, where: str) -> None:
+    check_name(line.name, f"{where}.name")
+    check_point(line.start, f"{where}.start")
+    check_point(line.end, f"{where}.end")
+    if line.start == line.end:
+        raise ValueError(f"{where}.end: the line from {line.start} to {line.end} has no length; give two different points")
+    if not 0 <= line.margin < 0.5:
+        raise ValueError(f"{where}.margin: {line.margin} is not in 0..0.5")
+
+
+def check_zone(zone: Zone, where: str) -> None:
+    check_name(zone.name, f"{where}.name")
+    check_polygon(zone.points, f"{where}.points")
+    if not 1 <= zone.inertia_frames <= MAX_INERTIA:
+        raise ValueError(f"{where}.inertia_frames: {zone.inertia_frames} is not in 1..{MAX_INERTIA}")
+    limits = zone.loitering_s if isinstance(zone.loitering_s, Mapping) else {"": zone.loitering_s}
+    for label, limit in limits.items():
+        field = f"{where}.loitering_s" + (f".{label}" if label else "")
+        if limit is None and not label:
+            continue
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit <= DAY_S:
+            raise ValueError(f"{field}: {limit!r} is not a number of seconds in 0..{DAY_S:.0f}")
+
+
+def _named(settings: PipelineSettings) -> Sequence[Tuple[str, Line]]:
+    one = [("line", settings.line)] if settings.line is not None else []
+    return one + [(f"lines[{index}]", line) for index, line in enumerate(settings.lines)]
+
+
+def _check_names(field: str, shapes: Sequence[Any]) -> None:
+    names = [shape.name for shape in shapes]
+    if len(names) > MAX_SHAPES:
+        raise ValueError(f"{field}: {len(names)} are more than the {MAX_SHAPES} taken here")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(f"{field}: the name {name!r} is given twice")
