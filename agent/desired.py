@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent.state import Desired
 from models.durable import write_atomically
@@ -19,6 +19,7 @@ from models.durable import write_atomically
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "desired.json"
+Origin = Literal["configuration", "order", "coordinator"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,23 @@ class DesiredState:
         if settings == self._base.pipelines.get(pipeline):
             del pipelines[pipeline]
         self._write(replace(self._changes, pipelines=pipelines))
+
+    def origin(self, pipeline: str) -> Origin:
+        """Whose settings of a pipeline count."""
+        if self._changes.is_whole and pipeline in self._changes.pipelines:
+            return "coordinator"
+        return "order" if pipeline in self._changes.pipelines else "configuration"
+
+    def configured_pipeline(self, pipeline: str) -> Mapping[str, Any] | None:
+        """What the configuration says of it, whatever was ordered since."""
+        return self._base.pipelines.get(pipeline)
+
+    def reconfigure(self, configured: Desired) -> bool:
+        """The configuration has changed; orders go on winning over it. Whether anything is wanted otherwise than before."""
+        before, self._configured = self.value, configured
+        if is_news := self.value != before:
+            self.on_change()
+        return is_news
 
     @property
     def _base(self) -> Desired:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import anyio
 from anyio import to_thread
@@ -109,6 +110,12 @@ class EventKeeper:
 
     async def event(self, identifier: str) -> EventRecord | None:
         return await to_thread.run_sync(self._store.event, identifier)
+
+    def snapshot(self, event: EventRecord) -> Path:
+        return self.media.snapshot(event.camera, event.id)
+
+    def clip(self, event: EventRecord) -> Path:
+        return self.media.clip(event.camera, event.id)
 
     async def run(self) -> None:
         """Puts the house in order after the last life of this node, then writes until cancelled."""

@@ -10,7 +10,21 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from agent.http import batch, cameras, chat, completions, demo, deployments, detection, encoders, errors, node, page
+from agent.http import (
+    batch,
+    camera_orders,
+    cameras,
+    chat,
+    completions,
+    demo,
+    deployments,
+    detection,
+    encoders,
+    errors,
+    node,
+    page,
+    sightings,
+)
 from agent.http.collaborators import Limits, Services
 from agent.http.context import Context
 from agent.http.front import Front, InFlight
@@ -42,7 +56,7 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
         return Response(status_code=499)
 
     app.add_exception_handler(ClientLeft, client_left)
-    for part in (chat, completions, encoders, batch, detection, cameras, deployments, node):
+    for part in (chat, completions, encoders, batch, detection, cameras, camera_orders, sightings, deployments, node):
         app.include_router(part.router(context))
     app.include_router(node.models_router(context))
     if services.demo is not None:

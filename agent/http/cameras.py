@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from agent.http.camera_entries import all_cameras, told, unknown
 from agent.http.context import Context
 from agent.http.errors import ApiError
 from agent.http.streams import PictureStream
@@ -21,25 +22,19 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(prefix="/cameras", tags=["cameras"])
     watchers = 0
 
-    def known(camera: str) -> str:
-        if all(item["id"] != camera for item in context.vision().cameras()):
-            raise ApiError(404, f"there is no camera {camera!r}; see /cameras", code="camera_not_found")
-        return camera
-
     @routes.get("", response_model=None)
     async def cameras() -> Response:
-        vision = context.services.vision
-        return JSONResponse({"object": "list", "data": [dict(item) for item in vision.cameras()] if vision else []})
+        return JSONResponse({"object": "list", "data": list(all_cameras(context).values())})
 
     @routes.get("/{camera}", response_model=None)
     async def camera(camera: CameraId) -> Response:
-        known(camera)
-        return JSONResponse(next(dict(item) for item in context.vision().cameras() if item["id"] == camera))
+        """How it is, and how it was told to be; a password in its source is not shown."""
+        return JSONResponse(told(context, camera), headers={"Cache-Control": "no-store"})
 
     @routes.get("/{camera}/snapshot.jpg", response_model=None)
     async def snapshot(camera: CameraId) -> Response:
         with anyio.move_on_after(FIRST_FRAME_S):
-            jpeg = await context.vision().snapshot(known(camera))
+            jpeg = await context.vision().snapshot(_seeing(context, camera))
             return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
         raise _silent(camera)
 
@@ -51,7 +46,7 @@ def router(context: Context) -> APIRouter:
                 503, f"{watchers} viewers already watch this node's cameras, its limit; use snapshot.jpg", type_="server_error",
                 code="too_many_viewers", headers={"Retry-After": "10"},
             )  # fmt: skip
-        frames = context.vision().frames(known(camera))
+        frames = context.vision().frames(_seeing(context, camera))
 
         def gone() -> None:
             nonlocal watchers
@@ -61,6 +56,16 @@ def router(context: Context) -> APIRouter:
         return PictureStream(frames, context.closing, gone)
 
     return routes
+
+
+def _seeing(context: Context, camera: str) -> str:
+    """The camera's id. Raises ApiError where the worker has no such camera now."""
+    if all(item["id"] != camera for item in context.vision().cameras()):
+        entry = all_cameras(context).get(camera)
+        if entry is None:
+            raise unknown(camera)
+        raise ApiError(503, entry["health"], type_="server_error", code="camera_silent", headers={"Retry-After": "5"})
+    return camera
 
 
 def _silent(camera: str) -> ApiError:

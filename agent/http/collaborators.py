@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
+from agent.cameras.record import EventRecord
+from agent.cameras.store import Filter
 from agent.errors import AgentError
 from agent.http.outcome import Outcome
 from agent.mode import Allowed, Reason, Refused
@@ -236,6 +239,37 @@ class Deployments(Protocol):
         """End its build; whether there was one."""
 
 
+class Cameras(Protocol):
+    """Orders about cameras. Those that change anything raise agent.cameras.orders.CameraRefused."""
+
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Of each camera that is wanted, passwords included."""
+
+    def origin(self, camera: str) -> str:
+        """`configuration`, `order` or `coordinator`."""
+
+    async def replace(self, camera: str, settings: Mapping[str, Any]) -> bool:
+        """Whether it runs so already."""
+
+    async def change(self, camera: str, patch: Mapping[str, Any]) -> bool: ...
+
+    async def remove(self, camera: str) -> None: ...
+
+    async def reset(self, camera: str) -> bool: ...
+
+
+class Sightings(Protocol):
+    """What the cameras saw; see agent/cameras/keeper.py."""
+
+    async def page(self, wanted: Filter, before: int | None, limit: int) -> Sequence[EventRecord]: ...
+
+    async def event(self, identifier: str) -> EventRecord | None: ...
+
+    def snapshot(self, event: EventRecord) -> Path: ...
+
+    def clip(self, event: EventRecord) -> Path: ...
+
+
 class Gate(Protocol):
     def __call__(self) -> Allowed | Refused: ...
 
@@ -267,6 +301,8 @@ class Services:
     deployments: Deployments | None = None
     around: Callable[[ASGIApp], ASGIApp] | None = None
     record: Callable[[Outcome], None] | None = None
+    cameras: Cameras | None = None
+    sightings: Sightings | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Orders are for those who hold a key. Without keys they are taken from this machi
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -17,12 +16,12 @@ from starlette.responses import Response
 from agent.http.collaborators import Deployments, ModelView
 from agent.http.context import Context
 from agent.http.errors import ApiError
+from agent.http.operators import refuse_strangers
 from agent.http.requests import Body
 from agent.protocol.operations import BuildPrecision, Target
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 ModelName = Annotated[str, Path(pattern=NAME)]
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
 class DeployRequest(Body):
@@ -63,11 +62,7 @@ def router(context: Context) -> APIRouter:
 
 def _orders(context: Context, request: Request) -> Deployments:
     services = context.services
-    if not services.key_digests and not _is_local(request):
-        raise ApiError(
-            403, "orders are taken from this machine only, for this node has no API keys; set http.keys_file", type_="permission_error",
-            code="not_allowed",
-        )  # fmt: skip
+    refuse_strangers(services, request)
     if services.deployments is None:
         raise ApiError(404, "this node takes no orders about models over HTTP", code="not_found")
     return services.deployments
@@ -83,12 +78,3 @@ def _known(context: Context, name: str) -> ModelView:
 def _entry(model: ModelView) -> dict[str, Any]:
     facts = asdict(model)
     return {"id": facts.pop("name"), "object": "deployment", **facts}
-
-
-def _is_local(request: Request) -> bool:
-    if request.client is None or any(name in request.headers for name in FORWARDED):
-        return False
-    try:
-        return ipaddress.ip_address(request.client.host).is_loopback
-    except ValueError:
-        return False

@@ -183,4 +183,4 @@ def too_large(limit: int) -> ApiError:
 def _method(scope: Scope) -> str:
     """The method as a label: clients may send any word, a label must not take any value."""
     method: str = scope["method"]
-    return method if method in ("GET", "HEAD", "POST", "OPTIONS") else "other"
+    return method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"

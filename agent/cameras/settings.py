@@ -1,0 +1,166 @@
+"""What somebody may order of a camera, checked before anything is written down: shapes, ranges, names.
+
+Fields are those of PipelineSettings in agent/worker/settings.py. The worker has the last word: what is not known here it refuses by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+CAMERA_ID = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+SOURCE = re.compile(r"^(conveyor:|file:/|rtsps?://|https?://|v4l2:/dev/video\d|csi:)")
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+HIDDEN = "***@"
+SETTINGS_BYTES_MAX = 64 << 10
+RESERVED = ("id", "media")
+MIN_AREA = 1e-4
+
+
+class SettingsRefused(ValueError):
+    """`field` as the sender wrote it, such as `zones[1].points[0]`; the message names it too."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Point = tuple[Share, Share]
+ShapeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,62}$")]
+Label = Annotated[str, Field(min_length=1, max_length=64)]
+Labels = Annotated[tuple[Label, ...], Field(max_length=100)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _area(points: tuple[Point, ...]) -> tuple[Point, ...]:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    if (max(xs) - min(xs)) * (max(ys) - min(ys)) < MIN_AREA:
+        raise ValueError("the polygon covers no area; give points that span one")
+    return points
+
+
+Polygon = Annotated[tuple[Point, ...], Field(min_length=3, max_length=32), AfterValidator(_area)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", strict=False, allow_inf_nan=False)
+
+
+class ZoneSettings(_Shape):
+    name: ShapeName
+    points: Polygon
+    labels: Labels = ()
+    inertia_frames: Annotated[int, Field(ge=1, le=100)] = 3
+    loitering_s: Seconds | dict[Label, Seconds] | None = None
+
+
+class MaskSettings(_Shape):
+    name: ShapeName
+    points: Polygon
+
+
+class LineSettings(_Shape):
+    name: ShapeName = "line"
+    start: Point = (0.5, 0.0)
+    end: Point = (0.5, 1.0)
+    anchor: Literal["centre", "foot"] = "centre"
+    margin: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    counts: Literal["once", "every"] = "once"
+
+
+class RecordSettings(_Shape):
+    enabled: bool = False
+    pre_s: Annotated[float, Field(ge=0, le=60)] = 5.0
+    post_s: Annotated[float, Field(ge=0, le=300)] = 5.0
+    max_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    labels: Labels = ()
+
+
+def _source(value: str) -> str:
+    if not SOURCE.match(value):
+        raise ValueError("a source is one of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:…")
+    return value
+
+
+class CameraOrder(_Shape):
+    source: Annotated[str, Field(max_length=1000), AfterValidator(_source)]
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    fps: Annotated[float, Field(gt=0, le=120)] = 10.0
+    floor_fps: Annotated[float, Field(ge=0, le=120)] = 1.0
+    mode: Literal["auto", "freshest", "every_frame"] = "auto"
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    labels: Labels = ()
+    line: LineSettings | None = None
+    lines: Annotated[tuple[LineSettings, ...], Field(max_length=32)] = ()
+    zones: Annotated[tuple[ZoneSettings, ...], Field(max_length=32)] = ()
+    masks: Annotated[tuple[MaskSettings, ...], Field(max_length=32)] = ()
+    record: RecordSettings | None = None
+    width: Annotated[int, Field(ge=16, le=7680)] = 640
+    height: Annotated[int, Field(ge=16, le=4320)] = 360
+
+
+def checked(camera: str, settings: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The settings as they are kept: plain JSON, only what was given. Raises SettingsRefused for the first field at fault."""
+    for name in RESERVED:
+        if name in settings and settings[name] != camera:
+            raise SettingsRefused(name, f"{name}: it is this node's to give; leave it out")
+    try:
+        order = CameraOrder.model_validate({name: value for name, value in settings.items() if name not in RESERVED})
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = _path(fault["loc"])
+        raise SettingsRefused(field, f"{field}: {fault['msg'].removeprefix('Value error, ')}"[:500]) from error
+    for field in ("lines", "zones", "masks"):
+        _check_names(field, [shape.name for shape in getattr(order, field)])
+    kept: dict[str, JsonValue] = order.model_dump(mode="json", exclude_unset=True)
+    if len(str(kept)) > SETTINGS_BYTES_MAX:
+        raise SettingsRefused("settings", f"settings: more than the {SETTINGS_BYTES_MAX} bytes that a camera may have")
+    return {**kept, "id": camera}
+
+
+def merged(before: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """`before` changed as RFC 7396 (JSON Merge Patch) says: null removes a field, objects are merged, all else is replaced."""
+    result = dict(before)
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, Mapping):
+            earlier = result.get(name)
+            result[name] = merged(earlier if isinstance(earlier, Mapping) else {}, value)
+        else:
+            result[name] = value
+    return result
+
+
+def redacted(source: str) -> str:
+    """A source without the password in it, fit to be shown."""
+    return CREDENTIALS.sub(HIDDEN, source)
+
+
+def with_credentials(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were read from this node and come back: the source's password is hidden in them, and means the one that is known."""
+    source, known = settings.get("source"), before.get("source")
+    if isinstance(source, str) and HIDDEN in source and isinstance(known, str) and redacted(known) == source:
+        return {**settings, "source": known}
+    return dict(settings)
+
+
+def _check_names(field: str, names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise SettingsRefused(f"{field}[{index}].name", f"{field}[{index}].name: the name {name!r} is given twice")
+
+
+def _path(parts: Sequence[str | int]) -> str:
+    """pydantic puts the branches of a union into the path, which nobody wrote."""
+    path = ""
+    for part in parts:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif re.fullmatch(r"[a-z_]+", part) and part not in ("float", "constrained-str", "dict"):
+            path += f".{part}" if path else part
+    return path or "settings"
