@@ -102,7 +102,11 @@ class Detect:
 
 @dataclass(frozen=True)
 class StartPipeline:
-    """Start or replace a camera pipeline; `settings` is the mapping of a PipelineSettings (agent/worker/pipeline.py)."""
+    """Start a camera pipeline, or change one that runs; `settings` is the whole mapping of a PipelineSettings (agent/worker/settings.py).
+
+    A running pipeline whose source stays keeps its camera open, its tracks and its events: Done{source, is_reopened}. What cannot be used
+    is refused whole, Failed("invalid") names the field, and what ran goes on as it did.
+    """
 
     request: int
     pipeline: str

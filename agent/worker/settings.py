@@ -110,6 +110,13 @@ class PipelineSettings:
     def all_lines(self) -> Tuple[Line, ...]:
         return (() if self.line is None else (self.line,)) + self.lines
 
+    def has_source_of(self, other: PipelineSettings) -> bool:
+        """Whether a camera that is open for the other settings serves these as well."""
+        # A rendered source is rendered at the rate that is looked at, unless it names its own.
+        is_rendered = self.source.startswith("conveyor:") and "fps=" not in self.source
+        ours, theirs = ((each.source, each.width, each.height, each.mode) for each in (self, other))
+        return ours == theirs and (self.fps == other.fps or not is_rendered)
+
     def check(self) -> None:
         """Raises RecordError where a value cannot be used; the message names the pipeline and the field."""
         try:

@@ -159,13 +159,18 @@ class VisionService:
         settings = from_mapping(PipelineSettings, dict(message.settings, id=message.pipeline))
         settings.check()
         opened = self._model(settings.model)
+        running = self._pipelines.get(message.pipeline)
+        if running is not None and settings.has_source_of(running.settings):
+            running.change(settings, opened.detector)
+            self._emit(Done(message.request, {"source": running.camera.source.label, "is_reopened": False}))
+            return
         source = parse_source(settings.source, settings.width, settings.height, settings.fps)
-        if message.pipeline in self._pipelines:
+        if running is not None:
             self._end(message.pipeline)
         camera = Camera(source, self._wake, stall_s=max(3.0, 5 / settings.fps))
         pipeline = self._pipelines[message.pipeline] = Pipeline(settings, opened.detector, camera)
         pipeline.camera.start()
-        self._emit(Done(message.request, {"source": source.label}))
+        self._emit(Done(message.request, {"source": source.label, "is_reopened": True}))
 
     def _watch(self, message: Watch) -> None:
         watchers = self._pipeline(message.pipeline).watchers
