@@ -15,7 +15,7 @@ from pathlib import Path
 from converters import decoder_line, native_line, stateless_line
 from converters.calibration_digest import calibration_digest
 from converters.decoder_graph import Progress
-from converters.errors import ConversionError, unsupported
+from converters.errors import BadSource, ConversionError, unsupported
 from converters.gate_inputs import calibration_of
 from converters.ladder import Place, Step, asked_precision, ladder, share_of
 from converters.line import Job, Kind, Line
@@ -169,7 +169,7 @@ def _walk(line: Line, place: Place, steps: tuple[Step, ...], folder: Path, repor
         try:
             attempt = _attempt(line, place, step, folder, begin, end, report)
         except ConversionError as error:
-            if error.code in ENDS_THE_LADDER or step == steps[-1]:
+            if isinstance(error, BadSource) or error.code in ENDS_THE_LADDER or step == steps[-1]:
                 raise
             attempt = Attempt(step.name, "failed", str(error), {}, {}, 0, 0.0)
         attempts.append(attempt)

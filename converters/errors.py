@@ -17,5 +17,9 @@ class ConversionError(Exception):
         self.verdict = verdict
 
 
+class BadSource(ConversionError):
+    """The source cannot be used, whatever the precision: no other attempt will go better."""
+
+
 def unsupported(message: str) -> ConversionError:
     return ConversionError(message, "unsupported")

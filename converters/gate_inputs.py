@@ -67,7 +67,7 @@ def texts_of(calibration: Path | None, count: int = INPUTS) -> list[str]:
     texts = [line.strip()[:MAX_TEXT_CHARACTERS] for line in lines if line.strip()]
     if not texts:
         raise ConversionError(f"calibration {calibration} has no text; write one text a line", "bad_request")
-    return _spread(texts, count)
+    return spread(texts, count)
 
 
 def pictures_of(calibration: Path | None, count: int = INPUTS) -> list[NDArray[np.uint8]]:
@@ -81,9 +81,8 @@ def pictures_of(calibration: Path | None, count: int = INPUTS) -> list[NDArray[n
 
     if not calibration.is_dir():
         raise ConversionError(f"calibration {calibration} is no folder; detectors take a folder of JPEG, PNG or WebP files", "bad_request")
-    paths = sorted(path for path in calibration.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
     pictures: list[NDArray[np.uint8]] = []
-    for path in _spread(paths, count):
+    for path in spread(picture_paths(calibration), count):
         try:
             pictures.append(decode_picture(path.read_bytes()))
         except PictureError as error:
@@ -93,6 +92,10 @@ def pictures_of(calibration: Path | None, count: int = INPUTS) -> list[NDArray[n
             f"calibration {calibration} holds no picture that can be read; put JPEG, PNG or WebP files there", "bad_request"
         )
     return pictures
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
 
 
 def made_up_pictures(count: int = INPUTS, seed: int = 0) -> list[NDArray[np.uint8]]:
@@ -113,5 +116,5 @@ def _rectangles(rng: np.random.Generator) -> NDArray[np.uint8]:
     return picture
 
 
-def _spread(items: list[Item], count: int) -> list[Item]:
+def spread(items: list[Item], count: int) -> list[Item]:
     return items if len(items) <= count else [items[index * len(items) // count] for index in range(count)]

@@ -18,7 +18,7 @@ from converters.beside import BESIDE, copy_beside
 from converters.calibration import calibration_inputs
 from converters.decoder_graph import Progress
 from converters.engine_process import EngineProcess
-from converters.errors import ConversionError
+from converters.errors import BadSource, ConversionError
 from converters.gate_inputs import calibration_of, pictures_of, texts_of
 from converters.graph_contract import Stateless
 from converters.ladder import Place, Step
@@ -59,7 +59,13 @@ def round_to_int8(source: Path, target: Path, recipe: Recipe) -> Mapping[str, An
     build = recipe.manifest.build
     form: int8_from_onnx.Form = "unsigned" if recipe.is_for_cpu else "signed"
     rounded = int8_from_onnx.int8_from_onnx(
-        source, target, recipe.inputs(), excluded=build.keeps_fp32, form=form, cache=recipe.cache, threads=recipe.threads
+        source,
+        target,
+        recipe.inputs(),
+        excluded=(*build.keeps_fp32, *build.not_int8),
+        form=form,
+        cache=recipe.cache,
+        threads=recipe.threads,
     )
     return {"int8_nodes": rounded.nodes, "int8_candidates": rounded.candidates}
 
@@ -188,20 +194,24 @@ class StatelessLine:
         if self._manifest.format == "onnx":
             return request.model, request.companions
         folder = self._job.scratch / "exported"
-        if not folder.exists():
-            folder.mkdir()
+        model = folder / "model.onnx"
+        if not model.exists():
+            folder.mkdir(exist_ok=True)
             files = request.named(lambda role: role not in BESIDE)
             onnx_from_transformers.onnx_from_transformers(
-                files, self._manifest, folder / "model.onnx", onnx_from_transformers.OPSET, lambda fraction, message: None
+                files, self._manifest, model, onnx_from_transformers.OPSET, lambda fraction, message: None
             )
-        return folder / "model.onnx", {path.name: path for path in folder.iterdir() if path.name != "model.onnx"}
+        return model, {path.name: path for path in folder.iterdir() if path != model}
 
     def _write_graph(self, folder: Path, target: onnx_from_onnx.GraphTarget) -> Path:
         laid_out = self._job.scratch / f"source_{folder.name}"
         shutil.rmtree(laid_out, ignore_errors=True)
         laid_out.mkdir()
-        model, companions = self._imported()
-        self._source = onnx_from_onnx.onnx_from_onnx(model, companions, laid_out, folder, self._manifest, target)
+        try:
+            model, companions = self._imported()
+            self._source = onnx_from_onnx.onnx_from_onnx(model, companions, laid_out, folder, self._manifest, target)
+        except ConversionError as error:
+            raise BadSource(str(error), error.code, error.verdict) from error
         return folder / "model.onnx"
 
 

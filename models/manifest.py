@@ -82,6 +82,7 @@ class Detection:
     resize    `stretch`: to height × width, aspect not kept; `shortest_edge`: shorter side to `height`, longer side at most `width`
     mean, std of the RGB channels after scaling to 0..1
     scores    `sigmoid`: one score per class; `softmax`: the last class is the background
+    max_score_delta  how far an engine's scores may be from the source's: 99 of 100 boxes within it, none beyond ten times as much
     """
 
     height: int
@@ -105,6 +106,7 @@ class Build:
     calibration  folder of pictures, or text file, that int8 ranges are taken from; empty: made-up inputs
     dla_core     deep-learning accelerator to prefer, -1 for none; layers it cannot run stay on the GPU
     keeps_fp32   patterns (fnmatch) of node names that are never rounded
+    not_int8     patterns of node names that int8 leaves alone: those whose values spread too wide for 256 steps
     takes_bytes  detection: the graph takes uint8 [N, H, W, 3] RGB and normalises it itself
     top_k        detection: the graph returns only its best so many boxes; 0: all
     """
@@ -114,6 +116,7 @@ class Build:
     calibration: str = ""
     dla_core: int = -1
     keeps_fp32: Tuple[str, ...] = ()
+    not_int8: Tuple[str, ...] = ()
     takes_bytes: bool = False
     top_k: int = 0
 

@@ -53,7 +53,7 @@ def test_a_real_detector_by_its_path_shows_its_ladder(hotspare: Convert, test_da
     done = hotspare("convert", path, "--name", "atto", "--precision", "fp16")
     assert done.returncode == 0, done.stderr
     assert "fp16 with attention and normalisation in fp32" in done.stdout
-    assert "max_score_delta is" in done.stdout and "relative error" in done.stdout, "the refused attempts and their worst tensor"
+    assert "p99_score_delta is" in done.stdout and "relative error" in done.stdout, "the refused attempts and their worst tensor"
     (engine,) = open_store(tmp_path / "state").engines("atto")
     assert [attempt["status"] for attempt in engine.record.verdict["attempts"]] == ["failed", "failed", "passed"]
     listed = {model["name"]: model for model in json.loads(hotspare("models", "list", "--json").stdout)}

@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from converters.calibration import calibration_inputs
+from converters.calibration_digest import calibration_digest
 from converters.errors import ConversionError
 from tests.converters.manifests import detection_manifest, embedding_manifest
 from tests.converters.tiny_onnx import detector, encoder, save
@@ -74,3 +75,12 @@ def test_lines_of_text_become_tokens(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="no tokenizer"):
         calibration_inputs(embedding_manifest(), graph, tmp_path / "texts.txt")
     assert len(calibration_inputs(embedding_manifest(), graph, None)) == 6
+
+
+def test_the_digest_is_of_what_is_looked_at(pictures: Path) -> None:
+    before = calibration_digest(pictures)
+    (pictures / "notes.txt").write_text("no picture")
+    assert calibration_digest(pictures) == before
+    content = (pictures / "3.png").read_bytes()
+    (pictures / "3.png").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert calibration_digest(pictures) != before, "of the same name and size, another picture"

@@ -24,8 +24,6 @@ from tests.converters.test_half_from_onnx import attention, run
 from tests.converters.tiny_onnx import model, save
 
 FLOAT = TensorProto.FLOAT
-# Products of DEIMv2-Femto whose inputs spread too far for one scale (measured one by one), beside those that are kept anyway.
-WIDE = ["*/stem*", "*aggregation*", "*down*sample*", "*input_proj*", "*/cv4/*", "*/cv2.0/conv1/*", "*enc_bbox_head*", "*query_pos_head*"]
 RNG = np.random.default_rng(7)
 
 
@@ -143,7 +141,7 @@ def test_a_real_detector_keeps_its_precision(tmp_path: Path, test_data: Path) ->
     onnx_from_onnx(source, {}, tmp_path / "scratch", standard, manifest, tensorrt_target("tensorrt_rtx", "1.7"))
     graph = standard / "model.onnx"
     inputs = calibration_inputs(manifest, graph, test_data / "data" / "coco64" / "images", count=16)
-    int8 = int8_from_onnx(graph, target, inputs, excluded=WIDE)
+    int8 = int8_from_onnx(graph, target, inputs, excluded=manifest.build.not_int8)
     assert int8.nodes > 55
     assert target.stat().st_size < graph.stat().st_size * 0.75
     described = Pictures(test_data / "data" / "coco64")
