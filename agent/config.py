@@ -152,7 +152,7 @@ class ConvertSettings(Slice):
 
 
 class CameraSettings(Slice):
-    """One camera pipeline; the fields beyond these are those of PipelineSettings in agent/worker/pipeline.py. The worker checks them, and
+    """One camera pipeline; the fields beyond these are those of PipelineSettings in agent/worker/settings.py. The worker checks them, and
     one that it refuses is reported as failed: a bad camera does not keep the node from serving."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -163,6 +163,25 @@ class CameraSettings(Slice):
 
     def pipeline(self) -> dict[str, Any]:
         return self.model_dump()
+
+
+class EventSettings(Slice):
+    """What cameras saw, kept on this node: the oldest goes first when something is older than `keep_days`, when pictures and clips take
+    more than `budget_gb`, or when the disk has less than `keep_free_gb` left. `media` is their folder; empty: in the state folder."""
+
+    media: Path | None = None
+    keep_days: float = Field(default=14.0, gt=0, le=3650)
+    budget_gb: float = Field(default=4.0, gt=0)
+    keep_free_gb: float = Field(default=0.5, ge=0)
+    keep_count: int = Field(default=100_000, ge=1, le=1_000_000)
+
+
+class HomeAssistantSettings(Slice):
+    """Cameras as devices of Home Assistant, over the node's broker. `prefix` is its discovery prefix, there `homeassistant` unless changed;
+    empty: off. `image_s`: seconds between two pictures of one camera, at least."""
+
+    prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)?$")
+    image_s: float = Field(default=5.0, ge=1)
 
 
 class DemoSettings(Slice):
@@ -182,6 +201,8 @@ class Settings(BaseSettings):
     models: ModelSettings = ModelSettings()
     convert: ConvertSettings = ConvertSettings()
     cameras: tuple[CameraSettings, ...] = ()
+    events: EventSettings = EventSettings()
+    home_assistant: HomeAssistantSettings = HomeAssistantSettings()
     demo: DemoSettings = DemoSettings()
 
 

@@ -15,7 +15,8 @@ import httpx
 from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
-from agent.camera_events import CameraEvents
+from agent.cameras.side import CameraSide
+from agent.cameras.store import EventStore
 from agent.config import Settings
 from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
@@ -58,9 +59,7 @@ from agent.telemetry.generic import Reading, boot_clock_s, clock_is_synced, kern
 from agent.telemetry.sensors import open_sensors
 from agent.text import TextService
 from agent.view import View
-from agent.vision import VisionService
 from agent.watchdog import SignsOfLife, feed_watchdog
-from agent.worker_protocol import CameraEvent
 from models.catalog import CatalogError
 from models.durable import StoreError, exclusive
 from models.store import Store, open_store
@@ -89,13 +88,14 @@ async def run_node(settings: Settings) -> int:
             stack.enter_context(exclusive(state / "node.lock", LOCK_S, f"the state folder {state}, of which every node needs its own"))
             journal = stack.enter_context(Journal(state / "journal.sqlite", kernel_boot_id()))
             outbox = stack.enter_context(Outbox(state / "outbox.sqlite", journal.boot))
+            sightings = stack.enter_context(EventStore(state / "cameras.sqlite"))
             desired = _configured(settings)
             listener = stack.enter_context(closing(bind(settings.http.host, settings.http.port)))
         except (StoreError, LinkStoreError, OSError) as error:
             raise StartError(str(error)) from error
         async with AsyncExitStack() as connections:
             client = await connections.enter_async_context(httpx.AsyncClient(trust_env=False))
-            node = _Node(settings, known, store, desired, journal, outbox, client)
+            node = _Node(settings, known, store, desired, journal, outbox, sightings, client)
             demo = await connections.enter_async_context(RemoteSwitch(settings.demo.switch_url)) if settings.demo.switch_url else None
             await node.run(listener, keys, demo)
     return 0
@@ -121,6 +121,7 @@ class _Node:
         desired: DesiredState,
         journal: Journal,
         outbox: Outbox,
+        sightings: EventStore,
         client: httpx.AsyncClient,
     ) -> None:
         self.settings = settings
@@ -131,18 +132,20 @@ class _Node:
         self._history = History()
         self._reading = Reading()
         self._uplink: Uplink | None = Uplink() if settings.mqtt.host else None
+        self._cameras = CameraSide(settings.events, sightings, settings.node.state, self._history, clock_is_synced, self._changed)
         supervision = SupervisionSettings(hang_s=settings.worker.hang_s)
         command = worker_command(settings.worker.python)
         self._workers: dict[WorkerName, Worker] = {
             "text": Worker("text", command, supervision, on_state=partial(self._worker_changed, "text")),
-            "vision": Worker("vision", command, supervision, self._vision_reported, partial(self._worker_changed, "vision")),
+            "vision": Worker("vision", command, supervision, self._cameras.on_report, partial(self._worker_changed, "vision")),
         }
-        self._vision = VisionService(self._workers["vision"], self._camera_event)
         self._served = ServedModels(self._workers, settings.models.aliases, settings.worker.context_tokens)
         self._preparer = preparer_of(settings, store, lambda: known.pinned(store, wanted_models(desired.value)))
         preparation, options = WithLanguage(self._preparer, self._served), engine_options(settings, store)
         accepts_unverified = settings.convert.accept_unverified
-        self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, accepts_unverified)
+        told = self._cameras.told
+        self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, accepts_unverified, told)
+        self._cameras.connect(self._workers["vision"], self._desired, self._reconciler, known.find)
         self._served.reconciler = self._reconciler
         self._desired.on_change = self._reconciler.wake
         self._reconciler.on_change = self._changed
@@ -166,7 +169,8 @@ class _Node:
             report_fault=self._events.fault,
         )
         self._session = self._make_session(journal, outbox) if settings.mqtt.host else None
-        self._camera_events = CameraEvents(self._events, self._session.publish_data) if self._session else None
+        if self._session is not None:
+            self._cameras.broadcast_to(self._events, self._session)
 
     async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
         services = Services(
@@ -174,10 +178,12 @@ class _Node:
             node=self._view,
             gate=self._standby.may_serve,
             text=TextService(self._served.resolve),
-            vision=self._vision,
+            vision=self._cameras.vision,
             demo=demo,
             key_digests=keys,
             deployments=LocalDeployments(self._orders),
+            cameras=self._cameras.orders,
+            sightings=self._cameras.keeper,
         )
         app = create_app(services, CollectorRegistry())
         self._in_flight = lambda: app.in_flight.count
@@ -211,13 +217,12 @@ class _Node:
             self._standby.run,
             self._commands.run,
             self._model_events.run,
+            *self._cameras.parts(),
         ]
         if self._session is not None:
             parts += [self._session.run, self._sense]
             if self._view.endpoint is None:
                 parts.append(partial(self._watch_endpoint, port))
-        if self._camera_events is not None:
-            parts.append(self._camera_events.run)
         return parts
 
     def _signs_of_life(self) -> SignsOfLife:
@@ -317,6 +322,8 @@ class _Node:
                 self._history.add("worker", "error", f"{name} worker: {cause.text}")
         else:
             self._history.add("worker", "info", f"{name} worker runs as process {state.pid}")
+        if name == "vision":
+            self._cameras.worker_changed(state)
         self._reconciler.wake()
         self._changed()
 
@@ -368,16 +375,6 @@ class _Node:
 
     def _is_autonomous(self) -> bool:
         return self._standby.state.autonomy is not None
-
-    def _vision_reported(self, report: object, payload: bytes) -> None:
-        self._vision.on_report(report, payload)  # type: ignore[arg-type]  # every Report is an object
-
-    def _camera_event(self, event: CameraEvent) -> None:
-        if event.kind == "camera":
-            self._history.add("camera", "info", f"{event.pipeline}: {event.data.get('state')} {event.data.get('message') or ''}".rstrip())
-            self._changed()
-        if self._camera_events is not None:
-            self._camera_events.offer(event)
 
     async def _sense(self) -> None:
         """Sensors may take their time: a heartbeat carries the last reading."""

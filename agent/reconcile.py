@@ -49,7 +49,8 @@ PIPELINE_DEADLINE_S = 30.0
 
 
 class Reconciler:
-    """`lookup` finds a manifest, `preparation` makes engines, `engine_options` are those of every OpenModel.
+    """`lookup` finds a manifest, `preparation` makes engines, `engine_options` are those of every OpenModel, `told` is what a pipeline's
+    settings become on their way to the worker.
 
     Each worker is asked for one thing at a time; the workers, and the one build, do not wait for each other.
     """
@@ -62,6 +63,7 @@ class Reconciler:
         workers: Mapping[WorkerName, WorkerHandle],
         engine_options: Mapping[str, Any],
         accepts_unverified: bool = False,
+        told: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda pipeline, settings: dict(settings),
     ) -> None:
         self.desired = desired
         self._lookup = lookup
@@ -69,6 +71,7 @@ class Reconciler:
         self._workers = workers
         self._engine_options = engine_options
         self._accepts_unverified = accepts_unverified
+        self._told = told
         self._models: dict[str, ModelState] = {}
         self._renewals: dict[str, Renewal] = {}
         self._wishes: dict[str, Wish] = {}
@@ -316,7 +319,7 @@ class Reconciler:
         if settings is None:
             return True
         try:
-            await worker.call(StartPipeline(0, pipeline, dict(settings)), deadline_s=PIPELINE_DEADLINE_S)
+            await worker.call(StartPipeline(0, pipeline, self._told(pipeline, settings)), deadline_s=PIPELINE_DEADLINE_S)
         except WorkerLost:
             return False
         except (AgentError, ProtocolError) as error:

@@ -51,7 +51,7 @@ class _Viewer:
 class VisionService:
     """Serves what `agent.http.collaborators.VisionService` asks for. `on_report` takes the worker's reports, on the event loop's thread."""
 
-    def __init__(self, worker: Worker, on_event: Callable[[CameraEvent], None], watch_fps: float = 10.0) -> None:
+    def __init__(self, worker: Worker, on_event: Callable[[CameraEvent, bytes], None], watch_fps: float = 10.0) -> None:
         self._worker = worker
         self._on_event = on_event
         self._watch_fps = watch_fps
@@ -117,6 +117,6 @@ class VisionService:
             for viewer in self._viewers.get(report.pipeline, ()):
                 viewer.show(frame)
         elif isinstance(report, CameraEvent):
-            self._on_event(report)
+            self._on_event(report, payload)
         elif isinstance(report, Status):
             self._pipelines, self._reported_s = report.pipelines, time.monotonic()

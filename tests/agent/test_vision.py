@@ -39,7 +39,7 @@ class Node:
     def __init__(self, folder: Path) -> None:
         self.events: list[CameraEvent] = []
         self.worker = Worker("vision", COMMAND, on_report=self._take)
-        self.vision = VisionService(self.worker, self.events.append)
+        self.vision = VisionService(self.worker, lambda event, payload: self.events.append(event))
         self._folder = folder
 
     def _take(self, report: Report, payload: bytes) -> None:
@@ -91,7 +91,7 @@ async def test_a_camera_is_reported_told_about_and_shown_only_while_watched(tmp_
         await made.until(lambda: any(event.kind == "crossed" for event in made.events), "a crossing")
         kinds = [event.kind for event in made.events]
         assert kinds[0] == "camera"
-        assert {"new", "crossed"} <= set(kinds)
+        assert {"object", "crossed"} <= set(kinds)
         await made.until(lambda: made.vision.cameras()[0]["fps"] > 5, "a rate")
         (camera,) = made.vision.cameras()
         assert (camera["id"], camera["state"], camera["source"]) == ("belt", "streaming", "conveyor:?seed=3")
@@ -205,8 +205,8 @@ async def test_a_video_file_of_people_is_followed(test_data: Path, tmp_path: Pat
         await made.worker.call(OpenModel(0, "deimv2-atto", manifest, str(folder), {"threads": 1}))
         source = f"file:{test_data}/data/people.mp4?pace=none"
         await made.start(source=source, model="deimv2-atto", labels=["person"], threshold=0.4)
-        await made.until(lambda: any(event.kind == "new" for event in made.events), "a person")
-        (new,) = [event for event in made.events if event.kind == "new"][:1]
+        await made.until(lambda: any(event.kind == "object" for event in made.events), "a person")
+        (new,) = [event for event in made.events if event.kind == "object"][:1]
         assert new.data["label"] == "person"
         jpeg = await made.vision.snapshot("belt")
         assert decode_picture(io.BytesIO(jpeg).getvalue()).shape == (432, 768, 3)

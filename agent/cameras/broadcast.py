@@ -10,6 +10,7 @@ import anyio
 
 from agent.link.broker import PublishRefused
 from agent.link.events import Events
+from agent.protocol.wire import Severity
 from agent.worker_protocol import CameraEvent
 
 logger = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 WAITING = 256
 
 
-class CameraEvents:
+class Broadcast:
     """`offer` never waits: what the broker is too slow for is dropped and counted. `publish_data` sends one payload of a pipeline."""
 
     def __init__(self, events: Events, publish_data: Callable[[str, bytes], Awaitable[None]]) -> None:
@@ -26,7 +27,11 @@ class CameraEvents:
         self._in, self._out = anyio.create_memory_object_stream[CameraEvent](WAITING)
         self.lost = 0
 
-    def offer(self, event: CameraEvent) -> None:
+    def note(self, severity: Severity, text: str) -> None:
+        """Something that no camera in particular does, such as a disk that takes no events."""
+        self.offer(CameraEvent("", "note", {"severity": severity, "message": text}))
+
+    def offer(self, event: CameraEvent, payload: bytes = b"") -> None:
         try:
             self._in.send_nowait(event)
         except anyio.WouldBlock:
@@ -35,8 +40,10 @@ class CameraEvents:
     async def run(self) -> None:
         async for event in self._out:
             try:
-                if event.kind == "camera":
-                    await self._events.publish("pipeline", "info", {"pipeline": event.pipeline, **event.data})
+                if event.kind in ("camera", "recording"):
+                    await self._events.publish("pipeline", "info", {"pipeline": event.pipeline, "kind": event.kind, **event.data})
+                elif event.kind == "note":
+                    await self._events.publish("pipeline", event.data["severity"], {"message": event.data["message"]})
                 else:
                     await self._publish_data(event.pipeline, json.dumps({"v": 1, "kind": event.kind, **event.data}).encode())
             except (PublishRefused, ValueError) as error:  # refused by the broker, or what no message of ours may hold

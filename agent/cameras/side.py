@@ -1,0 +1,91 @@
+"""The daemon's side of the cameras in one place, for agent/main.py to wire: live pictures, what is kept, what is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.cameras.broadcast import Broadcast
+from agent.cameras.keeper import EventKeeper
+from agent.cameras.media import Media
+from agent.cameras.orders import CameraOrders
+from agent.cameras.retention import DAY_S, Keep
+from agent.cameras.store import EventStore
+from agent.config import EventSettings
+from agent.desired import DesiredState
+from agent.history import History
+from agent.link.events import Events
+from agent.link.session import Session
+from agent.protocol.wire import Severity
+from agent.reconcile import Reconciler
+from agent.supervision.state import Running, WorkerState
+from agent.vision import VisionService, Worker
+from agent.worker_protocol import CameraEvent, Report
+from models.manifest import Manifest
+
+
+class CameraSide:
+    """Made before the worker is, for that reports to it; `connect` and, where there is a broker, `broadcast_to` complete it before anything
+    runs. `on_change` is called when a camera changed its state."""
+
+    vision: VisionService
+    orders: CameraOrders
+
+    def __init__(
+        self,
+        settings: EventSettings,
+        store: EventStore,
+        state: Path,
+        history: History,
+        clock_is_synced: Callable[[], bool],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._history = history
+        self._on_change = on_change
+        self._broadcast: Broadcast | None = None
+        self.keeper = EventKeeper(store, Media(settings.media or state / "media"), keep_of(settings), self._note, clock_is_synced)
+
+    def connect(self, worker: Worker, desired: DesiredState, reconciler: Reconciler, lookup: Callable[[str], Manifest]) -> None:
+        self.vision = VisionService(worker, self._event)
+        self.orders = CameraOrders(desired, reconciler, lookup)
+
+    def broadcast_to(self, events: Events, session: Session) -> None:
+        self._broadcast = Broadcast(events, session.publish_data)
+
+    def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        return [self.keeper.run, *([self._broadcast.run] if self._broadcast else [])]
+
+    def told(self, camera: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What the worker is told of a camera: what is wanted of it, and where its clips go."""
+        return {**settings, "media": str(self.keeper.media.of_camera(camera).absolute())}
+
+    def on_report(self, report: Report, payload: bytes) -> None:
+        self.vision.on_report(report, payload)
+
+    def worker_changed(self, state: WorkerState) -> None:
+        """A worker that died says no end of what it saw."""
+        if not isinstance(state, Running):
+            self.keeper.end_open("worker_lost")
+
+    def _event(self, event: CameraEvent, payload: bytes) -> None:
+        words = f"{event.pipeline}: {event.data.get('state')} {event.data.get('message') or ''}".rstrip()
+        if event.kind == "camera":
+            self._history.add("camera", "info", words)
+            self._on_change()
+        elif event.kind == "recording":
+            self._history.add("recording", "warning" if event.data.get("state") == "stopped" else "info", words)
+        self.keeper.offer(event, payload)
+        if self._broadcast is not None:
+            self._broadcast.offer(event, payload)
+
+    def _note(self, severity: Severity, text: str) -> None:
+        self._history.add("camera", severity, text)
+        if self._broadcast is not None:
+            self._broadcast.note(severity, text)
+
+
+def keep_of(settings: EventSettings) -> Keep:
+    return Keep(
+        settings.keep_days * DAY_S, round(settings.budget_gb * (1 << 30)), round(settings.keep_free_gb * (1 << 30)), settings.keep_count
+    )
