@@ -52,7 +52,7 @@ def inside(polygon: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray
     x, y = points[:, :1], points[:, 1:]
     before, after = polygon, np.roll(polygon, -1, axis=0)
     spans = (before[:, 1] > y) != (after[:, 1] > y)
-    rise = after[:, 1] - before[:, 1]
-    rise = np.where(rise == 0, 1.0, rise)  # a level edge spans nothing
-    meets = before[:, 0] + (y - before[:, 1]) * (after[:, 0] - before[:, 0]) / rise
-    return np.asarray(np.count_nonzero(spans & (x < meets), axis=1) % 2 == 1)
+    run, rise = (after - before).T
+    turn = (x - before[:, 0]) * rise - (y - before[:, 1]) * run
+    is_left = np.where(rise > 0, turn < 0, turn > 0)
+    return np.asarray(np.count_nonzero(spans & is_left, axis=1) % 2 == 1)

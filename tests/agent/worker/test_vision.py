@@ -28,6 +28,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.reports: list[Report] = []
+        self.sent: list[tuple[Report, bytes]] = []
         self._bell = threading.Event()
         self.service = VisionService(self._emit, self._bell.set)
         (folder / "model.onnx").symlink_to(MODELS / "weights/conveyor_detr.onnx")
@@ -36,6 +37,7 @@ class Bench:
 
     def _emit(self, report: Report, payload: bytes = b"") -> None:
         self.reports.append(report)
+        self.sent.append((report, payload))
 
     def start(self, name: str, source: str, **settings: Any) -> None:
         self.service.handle(StartPipeline(2, name, {"source": source, "model": "conveyor-detr", **settings}), b"")
