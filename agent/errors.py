@@ -29,6 +29,7 @@ class WorkerRefused(AgentError):
 
     code = "worker_refused"
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_after_s = retry_after_s

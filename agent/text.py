@@ -229,6 +229,10 @@ def _generate(served: Served, prompt: Sequence[int], sampling: Sampling, deadlin
         top_logprobs=sampling.top_logprobs,
         priority=sampling.priority,
         deadline_s=deadline_s,
+        logit_bias=sampling.logit_bias,
+        grammar=sampling.grammar,
+        adapter=sampling.adapter,
+        tenant=sampling.tenant,
     )
 
 

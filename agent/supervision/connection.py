@@ -64,8 +64,8 @@ class Pending:
             self._tokens, self._logprobs = [], []
             return tokens
         match self.outcome:
-            case Failed(code=code, message=message):
-                raise WorkerRefused(code, message)
+            case Failed(code=code, message=message, retry_after_s=retry_after_s):
+                raise WorkerRefused(code, message, retry_after_s)
             case Done() as done:
                 return done
             case lost:

@@ -50,11 +50,12 @@ REPORTED_VERSIONS = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "ope
 
 
 class Refusal(RuntimeError):
-    """A service does not do what it is asked; the loop answers Failed(code, message). Codes: see worker_protocol.Failed."""
+    """A service does not do what it is asked; the loop answers Failed with the same fields. Codes: see worker_protocol.Failed."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_s: Optional[float] = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class Emit(Protocol):
@@ -190,7 +191,7 @@ class Loop:
         try:
             self._route(message, payload)
         except Refusal as refusal:
-            self.emit(Failed(message.request, refusal.code, str(refusal)))
+            self.emit(Failed(message.request, refusal.code, str(refusal), refusal.retry_after_s))
         except EngineError as error:
             self.emit(Failed(message.request, "engine", str(error)))
         except (ManifestError, RecordError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -20,7 +20,11 @@ from models.tasks.generation.sequence import GenerationRequest, Output, Refused
 
 OpenEngine = Callable[[Path, EngineOptions], GenerationEngine]
 
-ENDS: Dict[str, str] = {"cancelled": "the request was cancelled", "deadline": "the answer was not complete before its deadline"}
+ENDS: Dict[str, str] = {
+    "cancelled": "the request was cancelled",
+    "deadline": "the answer was not complete before its deadline",
+    "busy": "the queue is full, and this request gave way to a more urgent one or to somebody who has fewer in it; try again later",
+}
 
 
 class OpenText:
@@ -105,9 +109,9 @@ class TextService:
         if model is None:
             raise Refusal("unknown_model", f"model {message.model} is not open; open are {', '.join(self._models) or 'none'}")
         try:
-            model.scheduler.add(_request(message, payload))
+            model.scheduler.add(_request(message, payload, model.engine.adapters))
         except Refused as refused:
-            raise Refusal(refused.code, str(refused)) from refused
+            raise Refusal(refused.code, str(refused), refused.retry_after_s) from refused
         model.requests.add(message.request)
 
     def _step(self, model: OpenText) -> None:
@@ -132,7 +136,8 @@ class TextService:
             return
         model.requests.discard(output.number)
         if output.finish in ENDS:
-            self._emit(Failed(output.number, output.finish, ENDS[output.finish]))
+            retry_after_s = model.scheduler.retry_after_s if output.finish == "busy" else None
+            self._emit(Failed(output.number, output.finish, ENDS[output.finish], retry_after_s))
             return
         result = {
             "finish": output.finish,
@@ -149,9 +154,11 @@ class TextService:
         model.engine.close()
 
 
-def _request(message: Generate, payload: bytes) -> GenerationRequest:
+def _request(message: Generate, payload: bytes, adapters: Sequence[str]) -> GenerationRequest:
     if len(payload) % 4:
         raise Refusal("invalid", f"the prompt has {len(payload)} bytes, not a multiple of 4")
+    if message.adapter and message.adapter not in adapters:
+        raise Refusal("invalid", f"model {message.model} has no adapter {message.adapter!r}; it has {', '.join(adapters) or 'none'}")
     sampling = Sampling(
         message.temperature,
         message.top_p,
@@ -169,6 +176,8 @@ def _request(message: Generate, payload: bytes) -> GenerationRequest:
         message.stop_tokens,
         message.priority,
         time.monotonic() + message.deadline_s,
+        adapters.index(message.adapter) + 1 if message.adapter else 0,
+        message.tenant,
     )
 
 
@@ -178,6 +187,7 @@ def _facts(engine: GenerationEngine) -> Dict[str, Any]:
         "slots": engine.slots,
         "context_tokens": engine.context_tokens,
         "vocabulary": engine.vocabulary,
+        "adapters": list(engine.adapters),
     }
 
 

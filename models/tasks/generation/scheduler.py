@@ -18,6 +18,7 @@ from models.tasks.generation.check import Check
 from models.tasks.generation.prefix import MIN_SHARED, longest_shared, place
 from models.tasks.generation.sampling import choose, log_probabilities
 from models.tasks.generation.sequence import GenerationRequest, Output, Refused, Sequence
+from models.tasks.generation.waiting import Waiting
 
 # What another token in a step costs, as a share of what a token costs otherwise, for one sequence and for several (native engine:
 # 0.2 to 0.3 and 0.4 to 0.8; it falls with the number of tokens).
@@ -62,7 +63,7 @@ class Scheduler:
         self._engine = engine
         self._settings = settings or SchedulerSettings()
         self._clock = clock
-        self._waiting: List[Sequence] = []
+        self._waiting = Waiting(self._settings.waiting, self._settings.overtakes, engine.slots)
         self._running: Dict[int, Sequence] = {}
         self._ended: List[Output] = []
         self._contents: List[List[int]] = [[] for _ in range(engine.slots)]
@@ -79,13 +80,22 @@ class Scheduler:
         return Load(len(self._running), len(self._waiting), *self._counts)
 
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises Refused: `invalid` with what is wrong, `busy` if too many wait."""
+        """Queue a request. Raises Refused: `invalid` with what is wrong, `busy` if too many wait.
+
+        A full queue is shared by tenants too: another's sequence may end as `busy` to make room for this one.
+        """
         problem = self._problem(request)
         if problem is not None:
             raise Refused("invalid", problem)
-        if len(self._waiting) >= self._settings.waiting:
-            raise Refused("busy", f"{len(self._running)} sequences run and {len(self._waiting)} wait; try again later")
-        self._waiting.append(Sequence(request))
+        sequence = Sequence(request, self._engine.vocabulary)
+        displaced = self._waiting.add(sequence, {item.request.tenant for item in self._running.values()})
+        if displaced is not None:
+            self._ended.append(displaced.output(finish="busy"))
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a request that is refused now might be taken."""
+        return self._waiting.retry_after_s
 
     def cancel(self, number: int) -> bool:
         """Give up a sequence now; the next step reports it as `cancelled`. False if it is not here (any more)."""
@@ -116,6 +126,8 @@ class Scheduler:
             return f"max_tokens is {request.max_tokens}, must be at least 1"
         if any(item.request.number == request.number for item in [*self._waiting, *self._running.values()]):
             return f"a sequence numbered {request.number} is here already"
+        if not 0 <= request.adapter <= len(self._engine.adapters):
+            return f"there is no adapter {request.adapter}; the model has {len(self._engine.adapters)}"
         return request.sampling.problem()
 
     def _expire(self) -> None:
@@ -125,25 +137,20 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._waiting and self._free:
-            sequence = max(self._waiting, key=self._urgency)  # of equals the first, which came first
-            for other in self._waiting[: self._waiting.index(sequence)]:
-                other.overtaken += 1
-            placement = place(sequence.request.prompt, self._contents, self._free)
+            sequence = self._waiting.pick()
+            placement = place(sequence.prompt_keys, self._contents, self._free)
             slot, shared = placement.slot, placement.shared
             if placement.source == slot or not shared:
                 self._engine.truncate(slot, shared)
             else:
                 self._engine.copy(placement.source, slot, shared)
-            self._contents[slot] = list(sequence.request.prompt[:shared])
-            self._waiting.remove(sequence)
+            self._contents[slot] = list(sequence.prompt_keys[:shared])
             self._free.remove(slot)
-            sequence.slot, sequence.cached_tokens = slot, shared
+            sequence.slot, sequence.cached_tokens, sequence.admitted_s = slot, shared, self._clock()
+            self._waiting.bill(sequence.request.tenant, prompt_tokens=len(sequence.request.prompt) - shared)
             self._running[slot] = sequence
             self._counts[0] += len(sequence.request.prompt)
             self._counts[1] += shared
-
-    def _urgency(self, sequence: Sequence) -> int:
-        return sequence.request.priority + sequence.overtaken // self._settings.overtakes
 
     def _schedule(self) -> List[SlotTokens]:
         """One token of each running sequence, then pieces of prompts within the budget."""
@@ -159,7 +166,7 @@ class Scheduler:
             if budget > 0:
                 self._borrow(slot, sequence)
                 piece = sequence.pending(len(self._contents[slot]))[:budget]
-                batch.append(SlotTokens(slot, piece))
+                batch.append(SlotTokens(slot, piece, sequence.request.adapter))
                 budget -= len(piece)
         return batch
 
@@ -168,11 +175,11 @@ class Scheduler:
         tokens = sequence.pending(len(self._contents[slot]))
         if self._settings.speculates and self._engine.can_verify:
             tokens += sequence.guess(self._engine.context_tokens, PRICE_ALONE if len(self._running) == 1 else PRICE_AMONG_OTHERS)
-        return SlotTokens(slot, tokens, logits=len(tokens))
+        return SlotTokens(slot, tokens, sequence.request.adapter, logits=len(tokens))
 
     def _borrow(self, slot: int, sequence: Sequence) -> None:
         """Copy what another slot has computed of this prompt since it was let in: equal system prompts that come at once."""
-        held, prompt = len(self._contents[slot]), sequence.request.prompt
+        held, prompt = len(self._contents[slot]), sequence.prompt_keys
         source, shared = longest_shared(prompt, self._contents, (slot,))
         if source != slot and shared >= held + MIN_SHARED:
             self._engine.copy(source, slot, shared)
@@ -200,7 +207,7 @@ class Scheduler:
             sequence, held = self._running[item.slot], self._contents[item.slot]
             # What was guessed counts as held when it turns out right.
             guess = tuple(item.tokens[1:]) if item.logits > 1 else ()
-            held.extend(item.tokens[: len(item.tokens) - len(guess)])
+            held.extend(sequence.keys(item.tokens[: len(item.tokens) - len(guess)]))
             if len(held) >= len(sequence.request.prompt):
                 checks.append(Check(sequence, row, guess))
             row += item.logits
@@ -228,7 +235,7 @@ class Scheduler:
         sequence, slot = check.sequence, check.sequence.slot
         if slot is not None and check.guess:
             kept = check.kept
-            self._contents[slot].extend(check.guess[:kept])
+            self._contents[slot].extend(sequence.keys(check.guess[:kept]))
             self._engine.truncate(slot, len(self._contents[slot]))
             sequence.learn(len(check.guess), kept)
             self._counts[3] += len(check.guess)
@@ -236,6 +243,7 @@ class Scheduler:
         if check.finish is not None:
             self._release(sequence)
         self._counts[2] += len(check.tokens)
+        self._waiting.bill(sequence.request.tenant, generated_tokens=len(check.tokens))
         return sequence.output(tuple(check.tokens), tuple(check.logprobs), check.finish)
 
     def _end(self, sequence: Sequence, finish: str) -> None:
@@ -251,3 +259,4 @@ class Scheduler:
         if slot is not None:
             del self._running[slot]
             self._free.append(slot)
+            self._waiting.note_held(self._clock() - sequence.admitted_s)

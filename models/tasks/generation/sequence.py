@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
@@ -12,16 +12,21 @@ from models.tasks.generation.sampling import Logprobs, Sampling
 
 
 class Refused(ValueError):
-    """A request was not taken. `code`: `invalid` (never will be) or `busy` (try again later)."""
+    """A request was not taken. `code`: `invalid` (never will be) or `busy` (try again, after `retry_after_s` if that is known)."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_s: Optional[float] = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What is asked for. `deadline` is a point of the scheduler's clock (monotonic seconds); a larger `priority` goes first."""
+    """What is asked for. `deadline` is a point of the scheduler's clock (monotonic seconds); a larger `priority` goes first.
+
+    adapter  the number of an adapter of the engine; 0: none
+    tenant   whose request it is: of equal priority, tenants get equal shares of the model's work
+    """
 
     number: int
     prompt: Tuple[int, ...]
@@ -30,6 +35,8 @@ class GenerationRequest:
     stop_tokens: Tuple[int, ...] = ()
     priority: int = 0
     deadline: float = float("inf")
+    adapter: int = 0
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Output:
 
     tokens    newly generated; a stop token is not among them
     logprobs  one entry per token if they were asked for
-    finish    None while it goes on, else `stop`, `length`, `cancelled` or `deadline`: the last output of this sequence
+    finish    None while it goes on, else the last output of this sequence: `stop`, `length`, `cancelled`, `deadline`, or `busy`: it gave
+              up its place in the queue to another tenant's
     cached_tokens  tokens of the prompt that were not computed because a slot still held them
     """
 
@@ -54,15 +62,22 @@ class Output:
 class Sequence:
     """The mutable state of a request between its `add` and its last Output; owned by the scheduler."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, vocabulary: int) -> None:
         self.request = request
+        self._adapter_key = request.adapter * vocabulary
+        self.prompt_keys = self.keys(request.prompt)
         self.slot: Optional[int] = None
+        self.admitted_s = 0.0
         self.generated: List[int] = []
         self.counts: Dict[int, int] = {}
         self.cached_tokens = 0
         self.overtaken = 0
         self.generator = np.random.default_rng(request.sampling.seed)
         self.draft: Optional[Draft] = None
+
+    def keys(self, tokens: Iterable[int]) -> Tuple[int, ...]:
+        """What a slot holds after these tokens, to be compared: with another adapter equal tokens have other keys and values."""
+        return tuple(token + self._adapter_key for token in tokens) if self._adapter_key else tuple(tokens)
 
     def pending(self, held: int) -> Tuple[int, ...]:
         """Tokens that the engine must still be given when its slot holds `held`: the rest of the prompt, or the newest token."""

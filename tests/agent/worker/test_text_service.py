@@ -61,7 +61,7 @@ class Served:
 
     def opened(self) -> Served:
         self.service.handle(OpenModel(1, "fake", MANIFEST, "/models/fake", {"slots": 2}), b"")
-        assert self.reports.pop() == Done(1, {"provider": "cpu", "slots": 2, "context_tokens": 64, "vocabulary": 97})
+        assert self.reports.pop() == Done(1, {"provider": "cpu", "slots": 2, "context_tokens": 64, "vocabulary": 97, "adapters": []})
         return self
 
     def settle(self) -> None:
@@ -123,6 +123,7 @@ def test_cancel_deadline_and_close_end_what_runs() -> None:
         (Generate(2, "fake", 4, top_p=0.0), PROMPT, "invalid"),
         (Generate(2, "fake", 4), bytes(4 * 64), "invalid"),
         (Generate(2, "fake", 4), np.array([97], "<i4").tobytes(), "invalid"),
+        (Generate(2, "fake", 4, adapter="french"), PROMPT, "invalid"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(message: Generate, payload: bytes, code: str) -> None:
@@ -137,7 +138,34 @@ def test_too_many_waiting_are_busy() -> None:
     served.service.handle(Generate(2, "fake", 4), PROMPT)
     with pytest.raises(Refusal) as refusal:
         served.service.handle(Generate(3, "fake", 4), PROMPT)
-    assert refusal.value.code == "busy"
+    assert (refusal.value.code, refusal.value.retry_after_s) == ("busy", 2.5)
+
+
+def test_who_gives_way_in_a_full_queue_is_told_so_and_when_to_come_back() -> None:
+    served = Served(settings=SchedulerSettings(waiting=3)).opened()
+    for number in range(2, 5):
+        served.service.handle(Generate(number, "fake", 4, tenant="many"), PROMPT)
+    served.service.handle(Generate(5, "fake", 4, tenant="one"), PROMPT)
+    served.settle()
+    failed = next(report for report in served.reports if isinstance(report, Failed))
+    assert (failed.request, failed.code) == (4, "busy")
+    assert failed.retry_after_s is not None
+    assert 1 <= failed.retry_after_s <= 60
+    assert sorted(served.ends()) == [(2, "done"), (3, "done"), (4, "busy"), (5, "done")]
+
+
+def test_an_adapter_is_named_and_the_model_says_which_it_has() -> None:
+    reports: list[Any] = []
+    engine = FakeGenerationEngine(slots=2, context_tokens=64, adapters=("polite", "terse"))
+    service = TextService(lambda report, payload=b"": reports.append(report), lambda: None, lambda folder, options: engine)
+    service.handle(OpenModel(1, "fake", MANIFEST, "/models/fake"), b"")
+    assert reports.pop().result["adapters"] == ["polite", "terse"]
+    service.handle(Generate(2, "fake", 2, adapter="terse"), PROMPT)
+    while service.step():
+        pass
+    assert {item.adapter for step in engine.steps for item in step} == {2}
+    with pytest.raises(Refusal, match="no adapter 'french'; it has polite, terse"):
+        service.handle(Generate(3, "fake", 2, adapter="french"), PROMPT)
 
 
 def test_a_broken_engine_fails_its_requests_and_is_opened_anew() -> None:

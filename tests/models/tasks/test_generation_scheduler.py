@@ -164,7 +164,7 @@ def test_the_queue_is_bounded() -> None:
     scheduler.step()
     scheduler.add(request(2))
     scheduler.add(request(3))
-    with pytest.raises(Refused, match="1 sequences run and 2 wait") as refused:
+    with pytest.raises(Refused, match="2 requests wait already") as refused:
         scheduler.add(request(4))
     assert refused.value.code == "busy"
     assert len(finishes(run(scheduler))) == 3
