@@ -77,12 +77,12 @@ class _Life:
     sure_s: float
     hits: int = 1
     votes: Dict[str, float] = field(default_factory=dict)
-
-    def label(self) -> str:
-        return max(self.votes, key=lambda label: self.votes[label])
+    label: str = ""
 
     def saw(self, detection: Detection, at_s: float, is_sure: bool) -> None:
-        self.votes[detection.label] = self.votes.get(detection.label, 0.0) + detection.score
+        votes = self.votes[detection.label] = self.votes.get(detection.label, 0.0) + detection.score
+        if detection.label != self.label and votes > self.votes.get(self.label, 0.0):
+            self.label = detection.label
         self.score, self.last_s = detection.score, at_s
         if is_sure:
             self.sure_s = at_s
@@ -131,9 +131,8 @@ class Tracker:
         # A track is looked for within one deviation of where it should be: a new one's speed is not known yet.
         doubt = np.minimum(np.sqrt(self._spread[rows, :2, 0]), GROWTH_LIMIT * predicted[:, 2:])
         similarity = _overlaps(_corners(predicted), _boxes(detections), doubt)
-        for row, index in enumerate(rows):
-            label = self._lives[index].label()
-            similarity[row] *= [1.0 if each.label == label else OTHER_LABEL for each in detections]
+        known, seen = np.array([self._lives[index].label for index in rows]), np.array([each.label for each in detections])
+        similarity *= np.where(known[:, None] == seen, 1.0, OTHER_LABEL)
         similarity[similarity < self.settings.min_similarity] = 0.0
         pairs = best_pairs(similarity)
         used = {column for _, column in pairs}
@@ -197,10 +196,10 @@ class Tracker:
     def _tracks(self) -> Tuple[Track, ...]:
         return tuple(
             Track(
-                life.track, life.label(), life.score, float(box[0]), float(box[1]), float(box[2]), float(box[3]),
+                life.track, life.label, life.score, box[0], box[1], box[2], box[3],
                 self._is_confirmed(life), life.last_s == self._at_s, life.first_s, life.last_s, life.sure_s,
             )
-            for life, box in zip(self._lives, _corners(self._mean[:, :, 0]))
+            for life, box in zip(self._lives, _corners(self._mean[:, :, 0]).tolist())
         )  # fmt: skip
 
     def _is_confirmed(self, life: _Life) -> bool:
@@ -240,10 +239,13 @@ def _corners(centres: Boxes) -> Boxes:
 
 def _overlaps(one: Boxes, other: Boxes, grown: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union [len(one), len(other)]; boxes of a pair are both grown by `grown` [len(one), 2] on each side."""
-    more = grown[:, None, :]
-    low = np.maximum(one[:, None, :2] - more, other[None, :, :2] - more)
-    high = np.minimum(one[:, None, 2:] + more, other[None, :, 2:] + more)
-    shared = np.prod(np.maximum(high - low, 0), axis=2)
-    area_one = np.prod(one[:, None, 2:] - one[:, None, :2] + 2 * more, axis=2)
-    area_other = np.prod(other[None, :, 2:] - other[None, :, :2] + 2 * more, axis=2)
+    # Axis by axis, without arrays of [N,M,2]: the same figures in half the time at 20 objects.
+    shared = area_one = area_other = np.ones((1, 1))
+    for axis in (0, 1):
+        more = grown[:, axis, None]
+        low, high = one[:, axis, None] - more, one[:, axis + 2, None] + more
+        other_low, other_high = other[None, :, axis] - more, other[None, :, axis + 2] + more
+        shared = shared * np.maximum(np.minimum(high, other_high) - np.maximum(low, other_low), 0.0)
+        area_one = area_one * (high - low)
+        area_other = area_other * (other_high - other_low)
     return np.asarray(shared / np.maximum(area_one + area_other - shared, 1e-9))
