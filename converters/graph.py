@@ -112,6 +112,11 @@ def read_graph(path: Path) -> Graph:
         from onnx import inliner
 
         model = inliner.inline_local_functions(model)
+    return graph_of(model)
+
+
+def graph_of(model: Any) -> Graph:
+    """A model without local functions, its constants made weights, each of its nodes named."""
     for graph in graphs_of(model.graph):
         _lift_constants(graph)
     graph = Graph(model)

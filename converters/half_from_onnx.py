@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from converters.errors import ConversionError
-from converters.graph import Graph, attribute_of, bodies, element_types, read_graph, require_standard, save_graph, set_attribute
+from converters.graph import Graph, attribute_of, bodies, element_types, graph_of, read_graph, require_standard, save_graph, set_attribute
 from converters.sensitive_nodes import FILL, HALF_MAX, MOVERS, loud_nodes, sensitive_nodes
 
 # Part of the engine key: raise it with every change that changes what is written.
-VERSION = 1
+VERSION = 2
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
+# The first opset whose quantisers take scales in half precision, and the smallest scale that keeps all its bits there.
+QUANTISERS_SINCE = 19
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +53,18 @@ def half_from_onnx(
     with_attention  attention in float32 as well: the second step of the ladder
     peaks           value → largest magnitude seen (`activation_ranges.py`); nodes at values too large for half precision stay in float32
 
+    What int8 has rounded already (`int8_from_onnx.py`) gives half precision behind its integers.
+
     Raises ConversionError for operators that are not ONNX's own.
     """
     graph = read_graph(source)
     require_standard(graph.model, "half precision")
     if graph.opset < 13:
         raise ConversionError(f"{source.name} has opset {graph.opset}; half precision needs 13 or later: export it again", "unsupported")
+    if graph.opset < QUANTISERS_SINCE and any(node.op_type in QUANTISERS for node in graph.nodes):
+        graph = _raised(graph, source.name)
     kept = sensitive_nodes(graph, keeps_fp32, with_attention) | loud_nodes(graph, peaks or {})
+    kept -= {node.name for node in graph.nodes if node.op_type in QUANTISERS and _has_wide_scales(graph, node)}
     rewriting = _Rewriting(graph, kept, element_types(graph.model))
     rewriting.run()
     save_graph(graph.model, target)
@@ -67,6 +76,21 @@ def half_from_onnx(
 def fp32_nodes(source: Path, keeps_fp32: Sequence[str] = (), with_attention: bool = False) -> tuple[str, ...]:
     """Names of the nodes that `half_from_onnx` would keep: what a builder with precision flags (TensorRT 8) pins to float32."""
     return tuple(sorted(sensitive_nodes(read_graph(source), keeps_fp32, with_attention)))
+
+
+def _raised(graph: Graph, name: str) -> Graph:
+    try:
+        return graph_of(version_converter.convert_version(graph.model, QUANTISERS_SINCE))
+    except RuntimeError as error:
+        raise ConversionError(
+            f"{name} cannot be raised from opset {graph.opset} to {QUANTISERS_SINCE}, which int8 beside half precision needs: {error}",
+            "unsupported",
+        ) from error
+
+
+def _has_wide_scales(graph: Graph, node: Any) -> bool:
+    scales = graph.value(node.input[1])
+    return scales is not None and bool(np.all(scales >= SMALLEST_SCALE)) and fits_half(scales)
 
 
 class _Rewriting:

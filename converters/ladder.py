@@ -26,6 +26,7 @@ SENSITIVE: tuple[Group, ...] = ("attention", "normalisation")
 class Step:
     """One attempt.
 
+    precision   int8 where types stand in the graph: what is not rounded to integers is in half precision
     keeps_fp32  parts of the network that are not rounded
     is_typed    the precision stands in the ONNX itself; else it is a permission to the builder, with the kept parts pinned by name
     """

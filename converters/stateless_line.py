@@ -67,7 +67,11 @@ def round_to_int8(source: Path, target: Path, recipe: Recipe) -> Mapping[str, An
         cache=recipe.cache,
         threads=recipe.threads,
     )
-    return {"int8_nodes": rounded.nodes, "int8_candidates": rounded.candidates}
+    notes = {"int8_nodes": rounded.nodes, "int8_candidates": rounded.candidates}
+    if recipe.is_for_cpu or not recipe.step.is_typed:
+        return notes
+    half = half_from_onnx.half_from_onnx(target, target, build.keeps_fp32, peaks=rounded.peaks)
+    return {**notes, "nodes": half.nodes, "halved": half.halved}
 
 
 ROUNDINGS: Mapping[str, Rounding] = {"fp16": round_to_half, "int8": round_to_int8}

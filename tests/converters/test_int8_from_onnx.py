@@ -15,6 +15,7 @@ from bench.vision import Pictures
 from converters.activation_ranges import activation_ranges, entropy_bins, least_error_bins, percentile_bins
 from converters.calibration import calibration_inputs
 from converters.errors import ConversionError
+from converters.half_from_onnx import half_from_onnx
 from converters.int8_from_onnx import Form, int8_from_onnx
 from converters.onnx_from_onnx import onnx_from_onnx, tensorrt_target
 from models.manifest import DetectionManifest
@@ -83,6 +84,25 @@ def test_the_signed_form_is_what_tensorrt_parses(tmp_path: Path) -> None:
     assert plan_bytes(target) > 1000
 
 
+def test_the_rest_may_be_half_precision(tmp_path: Path) -> None:
+    source, int8, both = save(tmp_path / "m.onnx", convolutions()), tmp_path / "int8.onnx", tmp_path / "both.onnx"
+    int8_from_onnx(source, int8, feeds(), "minmax", keeps_ends=False)
+    half_from_onnx(int8, both)
+    onnx.checker.check_model(str(both), full_check=True)
+    graph = onnx.load(str(both)).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    convolving = [node for node in graph.node if node.op_type == "Conv"]
+    assert [makers[name].op_type for node in convolving for name in node.input[:2]] == ["DequantizeLinear"] * 4, (
+        "nothing between to undo the fusion"
+    )
+    kinds = {each.name: each.data_type for each in graph.initializer}
+    assert {kinds[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"} == {TensorProto.FLOAT16}
+    feed = feeds(1)[0]
+    (expected,), (found,) = run(int8, **feed), run(both, **feed)
+    assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    assert plan_bytes(both) > 1000
+
+
 def test_products_of_two_activations_and_the_excluded_stay(tmp_path: Path) -> None:
     source, target = save(tmp_path / "m.onnx", attention()), tmp_path / "int8.onnx"
     inputs = [{"x": RNG.standard_normal((6, 8)).astype(np.float32)}]
@@ -148,7 +168,11 @@ def test_a_real_detector_keeps_its_precision(tmp_path: Path, test_data: Path) ->
     precision = {path: precision_of_graph(described, manifest, path) for path in (source, target)}
     assert precision[source] == pytest.approx(0.4016, abs=0.001)
     assert precision[target] > precision[source] - 0.02
-    assert plan_bytes(target) > 1_000_000
+    both = tmp_path / "both.onnx"
+    half = half_from_onnx(target, both, peaks=int8.peaks)
+    assert half.halved > half.nodes / 2
+    assert precision_of_graph(described, manifest, both) > precision[source] - 0.02
+    assert plan_bytes(both) > 1_000_000
 
 
 def precision_of_graph(described: Pictures, manifest: DetectionManifest, graph: Path) -> float:
