@@ -18,6 +18,7 @@ from converters.errors import ConversionError
 from converters.half_from_onnx import half_from_onnx
 from converters.int8_from_onnx import Form, int8_from_onnx
 from converters.onnx_from_onnx import onnx_from_onnx, tensorrt_target
+from converters.verify_onnx import open_source
 from models.manifest import DetectionManifest
 from tests.converters.pictures import detections, shipped_detector
 from tests.converters.rtx import plan_bytes
@@ -98,7 +99,8 @@ def test_the_rest_may_be_half_precision(tmp_path: Path) -> None:
     kinds = {each.name: each.data_type for each in graph.initializer}
     assert {kinds[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"} == {TensorProto.FLOAT16}
     feed = feeds(1)[0]
-    (expected,), (found,) = run(int8, **feed), run(both, **feed)
+    # As it stands: ONNX Runtime 1.32 drops the Relu before a quantiser in half precision, and with it half of the values.
+    expected, found = (open_source(path, 1).run(feed)["y"] for path in (int8, both))
     assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
     assert plan_bytes(both) > 1000
 
