@@ -93,7 +93,8 @@ class EventKeeper:
             return
         if before is not None:
             self._count, self._bytes = self._count - 1, self._bytes - len(before[1])
-            jpeg = jpeg or before[1]
+            if not jpeg:
+                jpeg, record = before[1], replace(record, snapshot_box=before[0].snapshot_box)
         if self._bytes + len(jpeg) > WAITING_BYTES:
             jpeg = b""
         waiting.events[record.id] = (record, jpeg)

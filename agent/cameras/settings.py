@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 CAMERA_ID = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 SOURCE = re.compile(r"^(conveyor:|file:/|rtsps?://|https?://|v4l2:/dev/video\d|csi:)")
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
-HIDDEN = "***@"
+HIDDEN = "…@"  # as the worker shows it
 SETTINGS_BYTES_MAX = 64 << 10
 RESERVED = ("id", "media")
 MIN_AREA = 1e-4

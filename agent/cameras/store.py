@@ -85,7 +85,9 @@ class EventStore:
             "INSERT INTO events (id, camera, label, began_at, is_clock_sure, ended_at, ended_by, has_snapshot, has_clip, details)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET label = excluded.label, ended_at = excluded.ended_at,"
             " ended_by = excluded.ended_by, has_snapshot = MAX(has_snapshot, excluded.has_snapshot),"
-            " has_clip = MAX(has_clip, excluded.has_clip), details = excluded.details WHERE ended_at IS NULL AND camera = excluded.camera",
+            " has_clip = MAX(has_clip, excluded.has_clip), details = CASE WHEN excluded.has_snapshot THEN excluded.details"
+            " ELSE json_set(excluded.details, '$.snapshot_box', json_extract(details, '$.snapshot_box')) END"
+            " WHERE ended_at IS NULL AND camera = excluded.camera",
             (
                 record.id, record.camera, record.label, record.began_at, record.is_clock_sure, record.ended_at, record.ended_by,
                 record.has_snapshot, record.has_clip, json.dumps(_details(record)),

@@ -72,15 +72,17 @@ async def keeping(folder: Path, keep: Keep = KEEP) -> AsyncIterator[Kept]:
 @pytest.mark.anyio
 async def test_an_object_comes_goes_through_zones_and_leaves_with_a_picture(tmp_path: Path) -> None:
     async with keeping(tmp_path) as kept:
-        kept.keeper.offer(seen("a1", has_snapshot=True), b"first picture")
+        kept.keeper.offer(seen("a1", has_snapshot=True, snapshot_box=[1, 1, 2, 2]), b"first picture")
         (begun,) = await kept.until(lambda events: events)
         assert (begun.label, begun.ended_at, begun.has_snapshot, begun.has_clip) == ("person", None, True, False)
-        kept.keeper.offer(seen("a1", "update", entered_zones=["gate"], has_snapshot=True), b"better picture")
+        kept.keeper.offer(seen("a1", "update", entered_zones=["gate"], has_snapshot=True, snapshot_box=[5, 5, 9, 9]), b"better picture")
+        await kept.until(lambda events: events and events[0].snapshot_box == (5.0, 5.0, 9.0, 9.0))
         crossed = [{"line": "kerb", "direction": "forward"}]
         end = seen("a1", "end", entered_zones=["gate"], dwell_s={"gate": 3.2}, crossed=crossed, is_loitering=["gate"], clip="a1.mp4")
         kept.keeper.offer(end)
         (ended,) = await kept.until(lambda events: events and events[0].ended_at is not None)
         assert (ended.ended_by, ended.seen_for_s, ended.zones, ended.dwell_s) == ("object", 4.5, ("gate",), {"gate": 3.2})
+        assert ended.snapshot_box == (5.0, 5.0, 9.0, 9.0)
         assert (ended.crossed, ended.loitering, ended.has_clip, ended.began_at) == (
             ((("kerb", "forward"),)),
             ("gate",),
