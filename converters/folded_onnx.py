@@ -42,7 +42,7 @@ def folded_onnx(source: Path, target: Path, manifest: DetectionManifest) -> Path
 
 def _take_bytes(graph: Graph, manifest: DetectionManifest) -> None:
     facts = manifest.detection
-    if facts.resize != "stretch":
+    if not facts.has_one_size:
         raise _refused(manifest, f"takes_bytes needs pictures of one size, and resize is {facts.resize!r}")
     name = "images" if facts.contract == "deploy" else "pixel_values"
     value = next(each for each in graph.inputs if each.name == name)

@@ -49,7 +49,7 @@ def fix_shapes(model: Any, manifest: Stateless) -> None:
     if not isinstance(manifest, DetectionManifest):
         return
     facts = manifest.detection
-    sides = [facts.height, facts.width] if facts.resize == "stretch" else [0, 0]
+    sides = [facts.height, facts.width] if facts.has_one_size else [0, 0]
     rows = 1 if manifest.build.batch_max == 1 else 0
     weights = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:

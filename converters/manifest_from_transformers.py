@@ -80,7 +80,8 @@ def _detection(folder: Path, config: JsonObject) -> dict[str, Any]:
     resize, height, width = _size(picture, detector.takes_any_size)
     labels, scores = list(labels_of(config)), detector.scores
     mean, std = list(picture.mean), list(picture.std)
-    return {"height": height, "width": width, "resize": resize, "mean": mean, "std": std, "labels": labels, "scores": scores}
+    facts = {"height": height, "width": width, "resize": resize, "mean": mean, "std": std, "labels": labels, "scores": scores}
+    return {**facts, "multiple_of": detector.multiple_of} if resize == "shortest_edge" else facts
 
 
 def _size(picture: Picture, takes_any_size: bool) -> tuple[Literal["stretch", "shortest_edge"], int, int]:

@@ -42,7 +42,7 @@ def _picture(name: str, manifest: DetectionManifest) -> list[Range]:
     facts, rows = manifest.detection, (1, manifest.build.batch_max, manifest.build.batch_max)
     if name == "orig_target_sizes":
         return [rows, (2, 2, 2)]
-    if facts.resize == "stretch":
+    if facts.has_one_size:
         sides = [(facts.height,) * 3, (facts.width,) * 3]
     else:
         # The longer side is at most `width`; of pictures up to three times as long as high the shorter is at least half of `height`.

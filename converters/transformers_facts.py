@@ -19,10 +19,14 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Detector:
-    """`takes_any_size`: an exported graph follows the size of its picture; else the size is fixed when it is exported."""
+    """`takes_any_size`: an exported graph follows the size of its picture; else the size is fixed when it is exported.
+
+    `multiple_of`: sides are cut to it, because patches are.
+    """
 
     scores: Scores
     takes_any_size: bool
+    multiple_of: int = 1
 
 
 # By `model_type`. The scores are those of each model's own post-processing: of the family only the first generation has a background
@@ -30,7 +34,7 @@ class Detector:
 DETECTORS: dict[str, Detector] = {
     "detr": Detector("softmax", True),
     "table-transformer": Detector("softmax", True),
-    "yolos": Detector("softmax", True),
+    "yolos": Detector("softmax", True, 16),
     "conditional_detr": Detector("sigmoid", True),
     "dab-detr": Detector("sigmoid", True),
     "deformable_detr": Detector("sigmoid", False),

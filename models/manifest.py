@@ -79,7 +79,8 @@ class Detection:
 
     contract  `raw`: `pixel_values [N,3,H,W]` → `logits [N,Q,C]`, `pred_boxes [N,Q,4]` as (cx, cy, w, h) in 0..1;
               `deploy`: `images [N,3,H,W]`, `orig_target_sizes [N,2]` int64 (width, height) → `labels`, `boxes` xyxy pixels, `scores`
-    resize    `stretch`: to height × width, aspect not kept; `shortest_edge`: shorter side to `height`, longer side at most `width`
+    resize    `stretch`: to height × width, aspect not kept; `letterbox`: into height × width, in its upper left corner, aspect kept;
+              `shortest_edge`: shorter side to `height`, longer side at most `width`, both cut to multiples of `multiple_of`
     mean, std of the RGB channels after scaling to 0..1
     scores    `sigmoid`: one score per class; `softmax`: the last class is the background
     max_score_delta  how far an engine's scores may be from the source's: 99 of 100 boxes within it, none beyond ten times as much
@@ -89,12 +90,18 @@ class Detection:
     width: int
     labels: Tuple[str, ...]
     contract: Literal["raw", "deploy"] = "raw"
-    resize: Literal["stretch", "shortest_edge"] = "stretch"
+    resize: Literal["stretch", "letterbox", "shortest_edge"] = "stretch"
     mean: Tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: Tuple[float, float, float] = (1.0, 1.0, 1.0)
     scores: Literal["sigmoid", "softmax"] = "sigmoid"
     threshold: float = 0.5
     max_score_delta: float = 0.02
+    multiple_of: int = 1
+
+    @property
+    def has_one_size(self) -> bool:
+        """Every input of the model is height × width."""
+        return self.resize != "shortest_edge"
 
 
 @dataclass(frozen=True)
@@ -203,4 +210,9 @@ def _problem(manifest: Manifest) -> Optional[str]:
             return f"files.{role}.source {file.source!r} is not hf:, pypi:, https:, file:, mirror: or shipped:"
         if file.sha256 and not SHA256.match(file.sha256):
             return f"files.{role}.sha256 {file.sha256!r} is not 64 lower-case hex digits"
+    if isinstance(manifest, DetectionManifest):
+        facts = manifest.detection
+        for name in ("height", "width", "multiple_of"):
+            if getattr(facts, name) < 1:
+                return f"detection.{name} {getattr(facts, name)} must be at least 1"
     return None

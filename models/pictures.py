@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Iterable, Optional, Protocol, Sequence, Tuple
+from typing import Any, Iterable, Optional, Protocol, Tuple
 
 import cv2
 import numpy as np
@@ -128,38 +128,6 @@ def encode_jpeg(picture: Picture, quality: int = 80) -> bytes:
     if not done:
         raise PictureError(f"a picture of shape {picture.shape} cannot be encoded as JPEG")
     return bytes(data)
-
-
-def planes_of(
-    picture: Picture, height: int, width: int, tables: Sequence[NDArray[np.float32]], out: Optional[NDArray[np.float32]] = None
-) -> NDArray[np.float32]:
-    """Scale to height x width and map through one table of 256 values per channel R, G, B: float32 [1,3,height,width].
-
-    Bilinear without antialiasing up to a shrink of two, by area beyond. Measured with DEIMv2-Femto (416) and -Atto (320) on 64 pictures of
-    COCO val2017, mAP: bilinear 0.4005 and 0.3237, area 0.3923 and 0.3234, cubic 0.3974 and 0.3008, PIL's bilinear 0.3991 and 0.3148. Beyond
-    a shrink of two, bilinear leaves pixels out and small things flicker.
-    """
-    if out is None or out.shape != (1, 3, height, width):
-        out = np.empty((1, 3, height, width), np.float32)
-    scaled = _scaled(picture, height, width)
-    for channel, table in enumerate(tables):
-        cv2.LUT(cv2.extractChannel(scaled, 2 - channel), table, dst=out[0, channel])
-    return out
-
-
-def pixels_of(picture: Picture, height: int, width: int, out: Optional[NDArray[np.uint8]] = None) -> NDArray[np.uint8]:
-    """Scale to height x width as `planes_of` does, channels in the order R, G, B: uint8 [1,height,width,3]."""
-    if out is None or out.shape != (1, height, width, 3):
-        out = np.empty((1, height, width, 3), np.uint8)
-    cv2.cvtColor(_scaled(picture, height, width), cv2.COLOR_BGR2RGB, dst=out[0])
-    return out
-
-
-def _scaled(picture: Picture, height: int, width: int) -> Any:
-    if picture.shape[:2] == (height, width):
-        return picture
-    shrink = max(picture.shape[0] / height, picture.shape[1] / width)
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
 
 
 def colour_of(label: str) -> Tuple[int, int, int]:

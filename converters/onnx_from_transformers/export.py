@@ -89,7 +89,7 @@ def export(config: JsonObject, weights: Path, name: str, manifest: Stateless, ta
 
 def _detection(model: Any, manifest: DetectionManifest) -> Tracing:
     facts = manifest.detection
-    is_fixed = facts.resize == "stretch"
+    is_fixed = facts.has_one_size
     traced, tried = ((facts.height, facts.width),) * 2 if is_fixed else (TRACED, TRIED)
     axes = {0: "batch"} if is_fixed else {0: "batch", 2: "height", 3: "width"}
     rows = {"logits": {0: "batch"}, "pred_boxes": {0: "batch"}}

@@ -12,7 +12,6 @@ from converters.folded_onnx import folded_onnx
 from converters.half_from_onnx import half_from_onnx
 from converters.onnx_from_onnx import ONNXRUNTIME, GraphTarget, onnx_from_onnx
 from models.manifest import Build, DetectionManifest
-from models.pictures import pixels_of
 from tests.converters.manifests import detection_manifest
 from tests.converters.pictures import coco_pictures, detections, shipped_detector
 from tests.converters.rtx import plan_bytes
@@ -69,12 +68,3 @@ def test_wishes_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConversionError, match=words):
             folded_onnx(source, tmp_path / "out.onnx", replace(detection_manifest(**facts), build=build))
-
-
-def test_pixels_are_red_green_blue_in_the_engines_size() -> None:
-    picture = np.zeros((20, 30, 3), np.uint8)
-    picture[..., 0], picture[..., 2] = 10, 200
-    pixels = pixels_of(picture, 8, 6)
-    assert pixels.shape == (1, 8, 6, 3)
-    assert pixels[0, 0, 0].tolist() == [200, 0, 10]
-    assert pixels_of(picture, 8, 6, pixels) is pixels

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tests.models
 from converters.manifest_from_transformers import manifest_from_transformers
 from converters.onnx_from_onnx import GraphTarget, onnx_from_onnx
 from converters.onnx_from_transformers import onnx_from_transformers
 from models.engines import EngineOptions, open_engine
 from models.manifest import DetectionManifest
-from models.pictures import Picture, decode_picture, planes_of
-from models.tasks.detection import Detector, channel_tables, input_size
+from models.pictures import Picture, decode_picture
+from models.scaling import Scaler, placement_of
+from models.tasks.detection import Detector
+from tests.converters.transformers.processors import figures, processor
 from tests.converters.transformers.tiny_models import files_of, save_detector
 
 torch = pytest.importorskip("torch")
 # Random weights are sure of little.
 THRESHOLD = 0.05
-# PIL antialiases when it shrinks, ours takes the four neighbours up to a shrink of two (models/pictures.py says why).
+# PIL antialiases when it shrinks, ours takes the four neighbours up to a shrink of two (models/scaling.py says why).
 ENLARGED, SHRUNK = 1.01 / 255, 6 / 255
 
 
@@ -30,15 +34,8 @@ def pictures(test_data: Path) -> list[Picture]:
     return [decode_picture(path.read_bytes()) for path in files]
 
 
-def processor(kind: str, **facts: Any) -> Any:
-    transformers = pytest.importorskip("transformers")
-    found = getattr(transformers, f"{kind}ImageProcessorPil", None) or getattr(transformers, f"{kind}ImageProcessor")
-    return found(**facts)
-
-
 def prepared(manifest: DetectionManifest, picture: Picture) -> np.ndarray:
-    height, width = input_size(manifest.detection, *picture.shape[:2])
-    return planes_of(picture, height, width, channel_tables(manifest.detection))
+    return Scaler(manifest.detection).planes([picture], [placement_of(manifest.detection, *picture.shape[:2])], 1)
 
 
 @pytest.mark.parametrize("model_type", ["detr", "rt_detr"])
@@ -112,3 +109,9 @@ def test_pictures_are_prepared_as_transformers_does(
         if is_enlarged:
             assert np.quantile(delta, 0.999) < 2.01 / 255
     assert max(means) < SHRUNK
+
+
+def test_the_figures_that_tests_without_torch_use_are_those_of_this_transformers(test_data: Path) -> None:
+    pytest.importorskip("transformers")
+    written = json.loads((Path(tests.models.__file__).parent / "processors.json").read_text())
+    assert figures(test_data) == written

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from bench.average_precision import Found, Truth, mean_average_precision
 from models import manifest
 from models.engines import EngineError, EngineOptions, TensorSpec, open_engine
-from models.pictures import decode_picture, planes_of
-from models.tasks.detection import Detector, channel_tables, from_deploy, from_raw, input_size
+from models.pictures import decode_picture
+from models.scaling import Placement
+from models.tasks.detection import Detector, from_deploy, from_raw
 
 
 class Answer:
@@ -36,16 +37,22 @@ class Answer:
     def close(self) -> None: ...
 
 
+def stretched(height: int, width: int) -> Placement:
+    return Placement((height, width), (8, 8), (8, 8))
+
+
 def coco_labels(folder: Path) -> tuple[str, ...]:
     categories = json.loads((folder / "data/coco64/instances.json").read_text())["categories"]
     return tuple(each["name"] for each in sorted(categories, key=lambda each: int(each["id"])))
 
 
-def deimv2(folder: Path, tmp_path: Path, file: str, facts: manifest.Detection) -> Detector:
+def deimv2(folder: Path, tmp_path: Path, file: str, facts: manifest.Detection, batch_max: int = 1) -> Detector:
     home = tmp_path / file
     home.mkdir()
     (home / "model.onnx").symlink_to(folder / "models" / file)
-    model = manifest.DetectionManifest("deimv2-femto", "Apache-2.0", "", "onnx", {}, detection=facts)
+    model = manifest.DetectionManifest(
+        "deimv2-femto", "Apache-2.0", "", "onnx", {}, build=manifest.Build(batch_max=batch_max), detection=facts
+    )
     return Detector(open_engine(home, EngineOptions(threads=2)), model)
 
 
@@ -121,56 +128,23 @@ def test_the_evaluator_knows_right_from_wrong() -> None:
     assert mean_average_precision({1: truth[2]}, {1: [Found("dog", 0.5, (0, 0, 10, 9))]}) == pytest.approx(0.9)
 
 
-def test_planes_equal_the_formula_written_out() -> None:
-    rng = np.random.default_rng(3)
-    picture = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    facts = manifest.Detection(32, 40, ("a",), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    planes = planes_of(picture, 32, 40, channel_tables(facts))
-    scaled = cv2.cvtColor(cv2.resize(picture, (40, 32)), cv2.COLOR_BGR2RGB).astype(np.float64) / 255
-    expected = ((scaled - facts.mean) / facts.std).transpose(2, 0, 1)[None]
-    assert planes.dtype == np.float32
-    np.testing.assert_allclose(planes, expected, atol=1e-6)
-    again = planes_of(picture, 32, 40, channel_tables(facts), planes)
-    assert again is planes
-
-
-def test_scaling_is_close_to_pillow() -> None:
-    image = pytest.importorskip("PIL.Image")
-    y, x = np.mgrid[0:300, 0:400]
-    picture = np.stack([(x * 255 // 400), (y * 255 // 300), ((x + y) * 255 // 700)], axis=2).astype(np.uint8)
-    tables = channel_tables(manifest.Detection(150, 200, ("a",)))
-    planes = planes_of(picture, 416, 416, tables)[0].transpose(1, 2, 0)[..., ::-1]
-    pillow = np.asarray(image.fromarray(picture).resize((416, 416), image.Resampling.BILINEAR)) / 255
-    assert np.abs(planes - pillow).mean() < 1.5 / 255
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"),
-    # As transformers' get_resize_output_image_size for shortest_edge 800, longest_edge 1333.
-    [(480, 640, (800, 1066)), (640, 480, (1066, 800)), (1080, 1920, (750, 1333)), (800, 800, (800, 800)), (100, 1000, (133, 1330))],
-)
-def test_shortest_edge_sizes(height: int, width: int, expected: tuple[int, int]) -> None:
-    facts = manifest.Detection(800, 1333, ("a",), resize="shortest_edge")
-    assert input_size(facts, height, width) == expected
-
-
 def test_sigmoid_keeps_pairs_of_query_and_class_up_to_the_number_of_queries() -> None:
     logits = np.array([[[2.0, 1.0, -9.0], [-9.0, -9.0, 0.0]]], np.float32)
     boxes = np.array([[[0.5, 0.5, 0.2, 0.4], [0.9, 0.9, 0.4, 0.4]]], np.float32)
     facts = manifest.Detection(8, 8, ("a", "b", "c"))
-    found = from_raw({"logits": logits, "pred_boxes": boxes}, facts, 100, 200, 0.4)
+    found = from_raw({"logits": logits, "pred_boxes": boxes}, facts, stretched(100, 200), 0.4)
     assert [(each.label, round(each.score, 4)) for each in found] == [("a", 0.8808), ("b", 0.7311)]
     assert (found[0].x0, found[0].y0, found[0].x1, found[0].y1) == pytest.approx((80, 30, 120, 70))
-    (clipped,) = from_raw({"logits": logits[:, 1:], "pred_boxes": boxes[:, 1:]}, facts, 100, 200, 0.4)
+    (clipped,) = from_raw({"logits": logits[:, 1:], "pred_boxes": boxes[:, 1:]}, facts, stretched(100, 200), 0.4)
     assert (clipped.x0, clipped.y0, clipped.x1, clipped.y1) == pytest.approx((140, 70, 200, 100))
-    assert from_raw({"logits": logits, "pred_boxes": boxes}, facts, 100, 200, 1.0) == ()
+    assert from_raw({"logits": logits, "pred_boxes": boxes}, facts, stretched(100, 200), 1.0) == ()
 
 
 def test_softmax_leaves_the_background_out() -> None:
     logits = np.array([[[3.0, 0.0, 1.0], [0.0, 1.0, 5.0]]], np.float32)
     boxes = np.full((1, 2, 4), 0.5, np.float32)
     facts = manifest.Detection(8, 8, ("cat", "dog"), scores="softmax")
-    (found,) = from_raw({"logits": logits, "pred_boxes": boxes}, facts, 10, 10, 0.5)
+    (found,) = from_raw({"logits": logits, "pred_boxes": boxes}, facts, stretched(10, 10), 0.5)
     assert found.label == "cat"
     assert found.score == pytest.approx(math.exp(3) / (math.exp(3) + 1 + math.e), rel=1e-5)
 
@@ -181,7 +155,7 @@ def test_deploy_drops_what_is_weak_or_has_no_area() -> None:
         "boxes": np.array([[[-5, 2, 8, 9], [1, 1, 1, 5], [0, 0, 4, 4]]], np.float32),
         "scores": np.array([[0.7, 0.9, 0.1]], np.float32),
     }
-    (found,) = from_deploy(outputs, manifest.Detection(8, 8, ("a", "b"), "deploy"), 10, 10, 0.5)
+    (found,) = from_deploy(outputs, manifest.Detection(8, 8, ("a", "b"), "deploy"), stretched(10, 10), 0.5)
     assert (found.label, found.x0, found.y0, found.x1, found.y1) == ("b", 0.0, 2.0, 8.0, 9.0)
 
 
@@ -197,3 +171,42 @@ def test_outputs_that_do_not_fit_are_an_error_not_an_empty_scene(outputs: Mappin
     model = manifest.DetectionManifest("m", "MIT", "", "onnx", {}, detection=manifest.Detection(8, 8, ("a", "b")))
     with pytest.raises(EngineError, match=words):
         Detector(Answer(**outputs), model).detect(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_many_pictures_are_found_in_as_each_alone(test_data: Path, tmp_path: Path) -> None:
+    files = sorted((test_data / "data/coco64/images").glob("*.jpg"))[:5]
+    pictures = [decode_picture(file.read_bytes()) for file in files]
+    facts = manifest.Detection(416, 416, coco_labels(test_data))
+    detector = deimv2(test_data, tmp_path, "deimv2_hgnetv2_femto_coco_raw.onnx", facts, batch_max=2)
+    assert detector.batch_max == 2
+    alone = [detector.detect(picture, 0.3) for picture in pictures]
+    together = detector.detect_many(pictures, 0.3)
+    assert sum(map(len, alone)) > 5
+    for one, other in zip(alone, together, strict=True):
+        assert [each.label for each in one] == [each.label for each in other]
+        for first, second in zip(one, other, strict=True):
+            assert first.score == pytest.approx(second.score, abs=1e-5)
+            assert (first.x0, first.y1) == pytest.approx((second.x0, second.y1), abs=0.01)
+    with pytest.raises(ValueError, match="1 to 2 pictures of one input size"):
+        detector.prepare(pictures[:3])
+
+
+def test_boxes_of_a_letterbox_lie_where_they_are_in_the_picture() -> None:
+    """A picture of 100x50 fills the upper half of 64x64."""
+    facts = manifest.Detection(64, 64, ("a", "b"), resize="letterbox")
+    model = manifest.DetectionManifest("m", "MIT", "", "onnx", {}, detection=facts)
+    answer = Answer(logits=[[[9.0, -9.0], [-9.0, 8.0]]], pred_boxes=[[[0.5, 0.25, 1.0, 0.5], [0.25, 0.5, 0.1, 0.5]]])
+    whole, cut = Detector(answer, model).detect(np.zeros((50, 100, 3), np.uint8))
+    assert (whole.x0, whole.y0, whole.x1, whole.y1) == pytest.approx((0, 0, 100, 50))
+    assert (cut.x0, cut.y0, cut.x1, cut.y1) == pytest.approx((20, 25, 30, 50))
+
+
+def test_a_graph_of_one_fixed_batch_is_filled_up() -> None:
+    facts = manifest.Detection(8, 8, ("a",))
+    model = manifest.DetectionManifest("m", "MIT", "", "onnx", {}, detection=facts)
+    answer = Answer(logits=[[[9.0]], [[9.0]], [[9.0]]], pred_boxes=[[[0.5, 0.5, 1, 1]], [[0.5, 0.5, 0.5, 0.5]], [[0.5, 0.5, 1, 1]]])
+    answer.inputs = (TensorSpec("pixel_values", "float32", (3, 3, 8, 8)),)
+    detector = Detector(answer, model)
+    prepared = detector.prepare([np.zeros((8, 8, 3), np.uint8)] * 2)
+    assert prepared.inputs["pixel_values"].shape == (3, 3, 8, 8)
+    assert [(one.x0, one.x1) for (one,) in detector.detect_many([np.zeros((8, 8, 3), np.uint8)] * 4)] == [(0, 8), (2, 6), (0, 8), (0, 8)]
