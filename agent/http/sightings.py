@@ -104,8 +104,9 @@ def entry(event: EventRecord) -> dict[str, Any]:
 
 async def _page(context: Context, wanted: Filter, cursor: str | None, limit: int) -> Response:
     before = None if cursor is None else _number_in(cursor)
+    kept = context.services.sightings
     try:
-        found = await _sightings(context).page(wanted, before, limit + 1)
+        found = await kept.page(wanted, before, limit + 1) if kept is not None else ()
     except StoreError as error:
         raise _unreadable(error) from error
     shown, has_more = found[:limit], len(found) > limit

@@ -1,7 +1,9 @@
 // Asks /node once a second while somebody looks, and draws what changed.
-import { showCameras, closeCamera } from "./camera.js";
+import { closeCamera } from "./camera.js";
+import { showCameras } from "./cameras.js";
 import { showModels } from "./chat.js";
 import { byId, changed, duration, make, onKeyWanted, pill, postJson, request, small, tone } from "./dom.js";
+import { showSightings } from "./events.js";
 import { drawModels } from "./models.js";
 
 const PERIOD_MS = 1000;
@@ -36,6 +38,7 @@ function draw(now) {
   drawState(now);
   drawDemo(now.demo);
   showCameras(now.pipelines);
+  showSightings(now.pipelines);
   showModels(now.models);
   drawModels(now.models);
   if (changed("workers", now.workers)) byId("workers").replaceChildren(...now.workers.map(workerRow));

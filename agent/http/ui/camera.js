@@ -1,5 +1,6 @@
-// The live picture: one Motion JPEG stream at a time, none while nobody looks.
+// The live picture of one camera: a Motion JPEG stream at a time, none while nobody looks; what is drawn on it and counted below it.
 import { apiKey, byId, changed, make, request } from "./dom.js";
+import { drawShapes, isDrawing, stopDrawing } from "./zones.js";
 
 const RUNS = ["running", "streaming"];
 const picture = byId("picture");
@@ -10,22 +11,33 @@ let retryMs = 1000;
 let timer = null;
 let blobUrl = null;
 
-export function showCameras(pipelines) {
-  if (!pipelines.some((pipeline) => pipeline.id === chosen)) choose(pipelines.length ? pipelines[0].id : null);
+export const chosenCamera = () => chosen;
+
+// `health` says in words how each camera is.
+export function showCamera(pipelines, health) {
+  if (!pipelines.some((pipeline) => pipeline.id === chosen)) chooseCamera(pipelines.length ? pipelines[0].id : null);
   const now = pipelines.find((pipeline) => pipeline.id === chosen);
-  drawTabs(pipelines);
+  if (changed("camera-title", chosen)) byId("camera-title").textContent = chosen ? `Camera ${chosen}` : "Camera";
   drawFigures(now);
   const runs = now && RUNS.includes(now.status);
   if (runs && !isOpen && !timer && !document.hidden) open();
-  if (!runs) close(now ? `Camera ${now.id} is ${now.status}. ${now.message}` : "No camera pipeline runs on this node.");
+  if (!runs) close(now ? health.get(now.id) ?? `Camera ${now.id} is ${now.status}. ${now.message}` : "No camera pipeline runs on this node.");
+}
+
+// How the chosen camera was told to see: its zones, lines and masks are drawn over the picture.
+export function showDetails(camera) {
+  byId("edit-shapes").hidden = !camera?.settings || isDrawing();
+  drawShapes(camera);
 }
 
 export function closeCamera() {
   close("Paused.");
 }
 
-function choose(id) {
+export function chooseCamera(id) {
+  if (id === chosen) return;
   close("");
+  stopDrawing();
   chosen = id;
 }
 
@@ -83,14 +95,6 @@ picture.addEventListener("load", () => {
 function counted(count, truth) {
   if (count === undefined && truth === undefined) return "in view";
   return `in view · ${count ?? 0} counted${truth === undefined ? "" : ` of ${truth}`}`;
-}
-
-function drawTabs(pipelines) {
-  if (!changed("tabs", [chosen, pipelines.map((pipeline) => pipeline.id)])) return;
-  const tabs = pipelines.length < 2 ? [] : pipelines.map((pipeline) =>
-    make("button", { type: "button", textContent: pipeline.id, "aria-pressed": String(pipeline.id === chosen), onclick: () => { choose(pipeline.id); showCameras(pipelines); } }));
-  byId("camera-tabs").replaceChildren(...tabs);
-  byId("camera-title").textContent = chosen ? `Camera ${pipelines.length < 2 ? chosen : ""}` : "Camera";
 }
 
 function drawFigures(now) {

@@ -53,6 +53,17 @@ class Browser:
     def click(self, css: str) -> None:
         self.call("POST", f"/element/{self._element(css)}/click", {})
 
+    def press(self, css: str, x: float, y: float) -> None:
+        """A click with the mouse at a place in an element: shares of its width and height."""
+        left, top, width, height = self.run(
+            "const box = document.querySelector(arguments[0]).getBoundingClientRect(); return [box.left, box.top, box.width, box.height]",
+            css,
+        )
+        move = {"type": "pointerMove", "x": round(left + x * width), "y": round(top + y * height), "duration": 0}
+        steps = [move, {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+        mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": steps}
+        self.call("POST", "/actions", {"actions": [mouse]})
+
     def type(self, css: str, text: str) -> None:
         self.call("POST", f"/element/{self._element(css)}/value", {"text": text})
 
