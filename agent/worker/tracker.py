@@ -25,6 +25,7 @@ CHANGE = np.array((1.5, 1.5, 0.2, 0.2))
 GROWTH_LIMIT = 0.75
 OTHER_LABEL = 0.6
 SAME_OBJECT = 0.75
+TWICE_SEEN = 0.6
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,15 @@ class Tracker:
         distinct = distinct_objects(detections)
         sure = [each for each in distinct if each.score >= self.settings.sure]
         unsure = [each for each in distinct if each.score < self.settings.sure]
-        idle = list(range(len(self._lives)))
-        pairs, new = self._join(idle, sure)
+        known = [index for index, life in enumerate(self._lives) if self._is_confirmed(life)]
+        fresh = [index for index, life in enumerate(self._lives) if not self._is_confirmed(life)]
+        pairs, left = self._join(known, sure)
         taken = {index for index, _ in pairs}
-        more, _ = self._join([index for index in idle if index not in taken and self._is_confirmed(self._lives[index])], unsure)
-        self._correct(pairs + more, at_s)
+        weak, _ = self._join([index for index in known if index not in taken], unsure)
+        # What was seen once so far takes only what nobody known lays claim to: it may have been half of one of those.
+        first, left = self._join(fresh, left)
+        new = self._apart_from([detection for _, detection in pairs + first], left)
+        self._correct(pairs + weak + first, at_s)
         ended = self._forget(at_s)
         self._begin(new, at_s)
         return Update(self._tracks(), ended)
@@ -137,6 +142,15 @@ class Tracker:
         pairs = best_pairs(similarity)
         used = {column for _, column in pairs}
         return [(rows[row], detections[column]) for row, column in pairs], [each for i, each in enumerate(detections) if i not in used]
+
+    @staticmethod
+    def _apart_from(matched: Sequence[Detection], left: Sequence[Detection]) -> List[Detection]:
+        """Those left that are not for the most part a matched one of the same label seen a second time."""
+        if not matched or not left:
+            return list(left)
+        overlaps = _overlaps(_boxes(left), _boxes(matched), np.zeros((len(left), 2)))
+        labels = np.array([each.label for each in left])[:, None] == np.array([each.label for each in matched])
+        return [each for each, doubled in zip(left, (labels & (overlaps > TWICE_SEEN)).any(axis=1)) if not doubled]
 
     def _predict(self, passed_s: float) -> None:
         if not self._lives or passed_s <= 0:

@@ -124,3 +124,16 @@ def test_any_scene_keeps_the_books(frames: list[tuple[float, list[tuple[float, f
         assert all(track.x1 > track.x0 and track.y1 > track.y0 for track in update.tracks)
         assert all(np.isfinite((track.x0, track.y0, track.x1, track.y1)).all() for track in update.tracks)
         alive, dead = now, dead | ended
+
+
+def test_half_of_an_object_that_is_seen_beside_the_whole_of_it_takes_nothing_from_it() -> None:
+    """As people.mp4 has it where somebody leaves the picture: for a frame the legs are a second person, and then the only one."""
+    tracker = Tracker(TrackerSettings())
+    for frame in range(5):
+        tracker.update([Detection("person", 0.9, 20 * frame, 10, 20 * frame + 200, 400)], frame / 10)
+    whole, legs = Detection("person", 0.82, 100, 10, 300, 400), Detection("person", 0.66, 104, 120, 300, 400)
+    assert [track.track for track in tracker.update([whole, legs], 0.5).tracks] == [1]
+    (track,) = tracker.update([Detection("person", 0.75, 124, 120, 320, 400)], 0.6).tracks
+    assert (track.track, track.is_seen) == (1, True)
+    beside = Detection("person", 0.8, 330, 20, 460, 400)
+    assert len(tracker.update([Detection("person", 0.8, 144, 30, 340, 400), beside], 0.7).tracks) == 2
