@@ -12,8 +12,10 @@ import numpy as np
 from agent.worker.loop import Emit, Refusal
 from agent.worker_protocol import Cancel, CloseModel, Done, Failed, Generate, OpenModel, Tokens
 from models.engines import EngineError, EngineOptions, GenerationEngine, open_generation_engine
+from models.engines.decoder import read_facts
 from models.manifest import GenerationManifest, manifest_from_mapping
 from models.record import from_mapping
+from models.tasks.generation.constrain import Constraint, Grammars
 from models.tasks.generation.sampling import Sampling
 from models.tasks.generation.scheduler import Scheduler, SchedulerSettings
 from models.tasks.generation.sequence import GenerationRequest, Output, Refused
@@ -23,6 +25,7 @@ OpenEngine = Callable[[Path, EngineOptions], GenerationEngine]
 ENDS: Dict[str, str] = {
     "cancelled": "the request was cancelled",
     "deadline": "the answer was not complete before its deadline",
+    "grammar": "the grammar became too complex to follow; make it simpler",
     "busy": "the queue is full, and this request gave way to a more urgent one or to somebody who has fewer in it; try again later",
 }
 
@@ -97,7 +100,7 @@ class TextService:
 
     def _load(self, message: OpenModel) -> OpenText:
         engine = self._open_engine(Path(message.folder), from_mapping(EngineOptions, message.options))
-        return OpenText(message, engine, Scheduler(engine, self._settings))
+        return OpenText(message, engine, Scheduler(engine, self._settings, constrain=_constrain(Path(message.folder), engine)))
 
     def _close(self, name: str) -> None:
         model = self._models.pop(name, None)
@@ -137,7 +140,8 @@ class TextService:
         model.requests.discard(output.number)
         if output.finish in ENDS:
             retry_after_s = model.scheduler.retry_after_s if output.finish == "busy" else None
-            self._emit(Failed(output.number, output.finish, ENDS[output.finish], retry_after_s))
+            code = "invalid" if output.finish == "grammar" else output.finish
+            self._emit(Failed(output.number, code, ENDS[output.finish], retry_after_s))
             return
         result = {
             "finish": output.finish,
@@ -167,6 +171,7 @@ def _request(message: Generate, payload: bytes, adapters: Sequence[str]) -> Gene
         message.presence_penalty,
         message.frequency_penalty,
         message.top_logprobs,
+        message.logit_bias,
     )
     return GenerationRequest(
         message.request,
@@ -177,8 +182,21 @@ def _request(message: Generate, payload: bytes, adapters: Sequence[str]) -> Gene
         message.priority,
         time.monotonic() + message.deadline_s,
         adapters.index(message.adapter) + 1 if message.adapter else 0,
+        message.grammar,
         message.tenant,
     )
+
+
+def _constrain(folder: Path, engine: GenerationEngine) -> Callable[[str], Constraint]:
+    """Reads grammars for the model in `folder`; of it nothing is read before the first."""
+    grammars: List[Grammars] = []
+
+    def start(grammar: str) -> Constraint:
+        if not grammars:
+            grammars.append(Grammars(folder / "tokenizer.json", engine.vocabulary, read_facts(folder).eos_ids))
+        return grammars[0].start(grammar)
+
+    return start
 
 
 def _facts(engine: GenerationEngine) -> Dict[str, Any]:

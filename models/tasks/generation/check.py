@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import List, Optional, Tuple
 
+import numpy as np
+
+from models.tasks.generation.constrain import GrammarError
 from models.tasks.generation.sampling import Logprobs
 from models.tasks.generation.sequence import Sequence
 
@@ -39,9 +42,22 @@ class Check:
         differs = (index for index, (guessed, token) in enumerate(zip(self.guess, self.tokens)) if guessed != token)
         return next(differs, min(len(self.guess), len(self.tokens)))
 
+    def allowed(self) -> Optional[np.ndarray]:
+        """Which tokens may be chosen next; None: any. Where a grammar cannot tell, the sequence ends."""
+        constraint = self.sequence.constraint
+        try:
+            return None if constraint is None else constraint.allowed()
+        except GrammarError:
+            self.finish = "grammar"
+            return None
+
     def take(self, token: int, logprobs: Optional[Logprobs], capacity: int) -> None:
-        self.finish = self.sequence.append(token, capacity)
-        if self.finish != "stop":
+        before = len(self.sequence.generated)
+        try:
+            self.finish = self.sequence.append(token, capacity)
+        except GrammarError:
+            self.finish = "grammar"
+        if len(self.sequence.generated) > before:
             self.tokens.append(token)
             if logprobs is not None:
                 self.logprobs.append(logprobs)

@@ -15,6 +15,7 @@ import numpy as np
 
 from models.engines import EngineError, GenerationEngine, SlotTokens
 from models.tasks.generation.check import Check
+from models.tasks.generation.constrain import Constraint, GrammarError
 from models.tasks.generation.prefix import MIN_SHARED, longest_shared, place
 from models.tasks.generation.sampling import choose, log_probabilities
 from models.tasks.generation.sequence import GenerationRequest, Output, Refused, Sequence
@@ -50,19 +51,28 @@ class Load:
     kept_tokens: int
 
 
+def no_grammars(grammar: str) -> Constraint:
+    raise GrammarError("this model takes no grammar")
+
+
 class Scheduler:
-    """Owns the slots of `engine`. One thread; `step` takes as long as one pass through the model.
+    """Owns the slots of `engine`. One thread; `step` takes as long as one pass through the model. `constrain` reads grammars.
 
     Every sequence that `add` accepts ends with exactly one Output that has a `finish`, unless `step` raises EngineError: then the engine
     cannot be trusted any more, and the scheduler is to be thrown away with it.
     """
 
     def __init__(
-        self, engine: GenerationEngine, settings: Optional[SchedulerSettings] = None, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: GenerationEngine,
+        settings: Optional[SchedulerSettings] = None,
+        clock: Callable[[], float] = time.monotonic,
+        constrain: Callable[[str], Constraint] = no_grammars,
     ) -> None:
         self._engine = engine
         self._settings = settings or SchedulerSettings()
         self._clock = clock
+        self._constrain = constrain
         self._waiting = Waiting(self._settings.waiting, self._settings.overtakes, engine.slots)
         self._running: Dict[int, Sequence] = {}
         self._ended: List[Output] = []
@@ -87,7 +97,11 @@ class Scheduler:
         problem = self._problem(request)
         if problem is not None:
             raise Refused("invalid", problem)
-        sequence = Sequence(request, self._engine.vocabulary)
+        try:
+            constraint = self._constrain(request.grammar) if request.grammar else None
+        except GrammarError as error:
+            raise Refused("invalid", str(error)) from error
+        sequence = Sequence(request, self._engine.vocabulary, constraint)
         displaced = self._waiting.add(sequence, {item.request.tenant for item in self._running.values()})
         if displaced is not None:
             self._ended.append(displaced.output(finish="busy"))
@@ -128,6 +142,9 @@ class Scheduler:
             return f"a sequence numbered {request.number} is here already"
         if not 0 <= request.adapter <= len(self._engine.adapters):
             return f"there is no adapter {request.adapter}; the model has {len(self._engine.adapters)}"
+        biased = next((token for token, _ in request.sampling.logit_bias if token >= vocabulary), None)
+        if biased is not None:
+            return f"logit_bias has token {biased}, outside the vocabulary of {vocabulary}"
         return request.sampling.problem()
 
     def _expire(self) -> None:
@@ -219,12 +236,16 @@ class Scheduler:
 
     def _choose(self, logits: np.ndarray, checks: List[Check]) -> None:
         """One token for each. The very tokens that would be chosen one a step: a guess only says which logits are there already."""
+        masks = [check.allowed() for check in checks]
+        checks, masks = [check for check in checks if not check.finish], [mask for mask, check in zip(masks, checks) if not check.finish]
+        if not checks:
+            return
         rows = [check.row for check in checks]
         sequences = [check.sequence for check in checks]
         samplings = [sequence.request.sampling for sequence in sequences]
         wanted = logits[rows]
         try:
-            tokens = choose(wanted, samplings, [item.counts for item in sequences], [item.generator for item in sequences])
+            tokens = choose(wanted, samplings, [item.counts for item in sequences], [item.generator for item in sequences], masks)
         except ValueError as error:
             raise EngineError(f"the model's output cannot be used: {error}; open the model again") from error
         logprobs = log_probabilities(wanted, tokens.tolist(), samplings)

@@ -7,7 +7,8 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
 
-from models.tasks.generation.draft import Draft
+from models.tasks.generation.constrain import Constraint
+from models.tasks.generation.draft import MAX_DRAFT, Draft
 from models.tasks.generation.sampling import Logprobs, Sampling
 
 
@@ -25,6 +26,7 @@ class GenerationRequest:
     """What is asked for. `deadline` is a point of the scheduler's clock (monotonic seconds); a larger `priority` goes first.
 
     adapter  the number of an adapter of the engine; 0: none
+    grammar  what the answer must match, in llguidance's JSON form; empty: anything
     tenant   whose request it is: of equal priority, tenants get equal shares of the model's work
     """
 
@@ -36,6 +38,7 @@ class GenerationRequest:
     priority: int = 0
     deadline: float = float("inf")
     adapter: int = 0
+    grammar: str = ""
     tenant: str = ""
 
 
@@ -45,8 +48,8 @@ class Output:
 
     tokens    newly generated; a stop token is not among them
     logprobs  one entry per token if they were asked for
-    finish    None while it goes on, else the last output of this sequence: `stop`, `length`, `cancelled`, `deadline`, or `busy`: it gave
-              up its place in the queue to another tenant's
+    finish    None while it goes on, else the last output of this sequence: `stop`, `length`, `cancelled`, `deadline`; `busy`: it gave up
+              its place in the queue to another tenant's; `grammar`: what may follow could not be told any more
     cached_tokens  tokens of the prompt that were not computed because a slot still held them
     """
 
@@ -62,8 +65,9 @@ class Output:
 class Sequence:
     """The mutable state of a request between its `add` and its last Output; owned by the scheduler."""
 
-    def __init__(self, request: GenerationRequest, vocabulary: int) -> None:
+    def __init__(self, request: GenerationRequest, vocabulary: int, constraint: Optional[Constraint] = None) -> None:
         self.request = request
+        self.constraint = constraint
         self._adapter_key = request.adapter * vocabulary
         self.prompt_keys = self.keys(request.prompt)
         self.slot: Optional[int] = None
@@ -74,6 +78,7 @@ class Sequence:
         self.overtaken = 0
         self.generator = np.random.default_rng(request.sampling.seed)
         self.draft: Optional[Draft] = None
+        self._is_forced = False
 
     def keys(self, tokens: Iterable[int]) -> Tuple[int, ...]:
         """What a slot holds after these tokens, to be compared: with another adapter equal tokens have other keys and values."""
@@ -89,20 +94,30 @@ class Sequence:
         room = min(self.request.max_tokens, capacity - len(self.request.prompt)) - len(self.generated)
         if self.draft is None:
             self.draft = Draft([*self.request.prompt, *self.generated], capacity)
-        return self.draft.guess(room - 1, price)
+        if self.constraint is None:
+            return self.draft.guess(room - 1, price)
+        forced = self.constraint.forced()[: min(room - 1, MAX_DRAFT)] if room > 1 else ()
+        self._is_forced = bool(forced)
+        if forced:
+            return forced
+        guess = self.draft.guess(room - 1, price)
+        return guess[: self.constraint.fitting(guess)] if guess else ()
 
     def learn(self, guessed: int, kept: int) -> None:
-        if self.draft is not None:
+        if self.draft is not None and not self._is_forced:
             self.draft.learn(guessed, kept)
 
     def append(self, token: int, capacity: int) -> Optional[str]:
-        """Take a sampled token; returns how the sequence ends, if it does."""
+        """Take a sampled token; returns how the sequence ends, if it does. A stop token is not kept. Raises GrammarError."""
         if token in self.request.stop_tokens:
             return "stop"
+        is_complete = self.constraint is not None and self.constraint.accept(token)
         self.generated.append(token)
         self.counts[token] = self.counts.get(token, 0) + 1
         if self.draft is not None:
             self.draft.append(token)
+        if is_complete:
+            return "stop"
         is_full = len(self.request.prompt) + len(self.generated) >= capacity
         return "length" if is_full or len(self.generated) >= self.request.max_tokens else None
 

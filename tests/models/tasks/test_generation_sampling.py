@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.tasks.generation.sampling import Sampling, choose, draw, log_probabilities, penalise
+from models.tasks.generation.sampling import Sampling, adjust, choose, draw, log_probabilities
 
 
 def rows(seed: int, count: int, vocabulary: int = 2000) -> np.ndarray:
@@ -81,12 +81,38 @@ def test_a_seed_repeats_and_the_neighbours_do_not_matter() -> None:
     assert len(set(run(0))) > 1
 
 
-def test_penalties_are_subtracted_as_the_api_defines() -> None:
-    logits = np.zeros((2, 4), np.float32)
-    penalised = penalise(logits, [Sampling(presence_penalty=0.5, frequency_penalty=0.25), Sampling()], [{1: 3, 2: 1}, {1: 9}])
-    np.testing.assert_allclose(penalised, np.array([[0, -1.25, -0.75, 0], [0, 0, 0, 0]], np.float32))
-    assert not logits.any(), "the engine's logits are not to be changed"
-    assert penalise(logits, [Sampling(presence_penalty=1.0)] * 2, [{}, {}]) is logits
+def test_penalties_and_biases_are_added_as_the_api_defines() -> None:
+    row = np.zeros(4, np.float32)
+    penalised = adjust(row, Sampling(presence_penalty=0.5, frequency_penalty=0.25), {1: 3, 2: 1})
+    np.testing.assert_allclose(penalised, [0, -1.25, -0.75, 0])
+    biased = adjust(row, Sampling(presence_penalty=0.5, logit_bias=((1, 2.5), (3, -100.0))), {1: 9})
+    np.testing.assert_allclose(biased, [0, 2, 0, -100])
+    assert not row.any(), "the engine's logits are not to be changed"
+    assert adjust(row, Sampling(presence_penalty=1.0), {}) is row
+    assert adjust(row, Sampling(temperature=1.0), {1: 1}) is row
+
+
+def test_only_allowed_tokens_are_chosen_greedy_or_drawn() -> None:
+    logits = rows(3, 3)
+    allowed = np.zeros(logits.shape[1], bool)
+    allowed[logits[0].argsort()[:3]] = True
+    samplings = [
+        Sampling(),
+        Sampling(temperature=2.0),
+        Sampling(temperature=1.0, top_p=0.3, logit_bias=((int(np.flatnonzero(allowed)[0]), 5.0),)),
+    ]
+    generators = [np.random.default_rng(index) for index in range(3)]
+    for _ in range(20):
+        chosen = choose(logits, samplings, [{}] * 3, generators, [allowed, None, allowed])
+        assert chosen[0] == np.flatnonzero(allowed)[logits[0][allowed].argmax()]
+        assert allowed[chosen[2]]
+
+
+def test_rows_without_extras_choose_as_alone() -> None:
+    logits = rows(4, 3)
+    bias = Sampling(logit_bias=((7, 100.0),))
+    chosen = choose(logits, [Sampling(), bias, Sampling()], [{1: 1}] * 3, [np.random.default_rng()] * 3)
+    assert chosen.tolist() == [int(logits[0].argmax()), 7, int(logits[2].argmax())]
 
 
 def test_log_probabilities_are_those_of_the_model() -> None:
@@ -116,6 +142,8 @@ def test_a_broken_model_is_noticed(bad: float) -> None:
     [
         Sampling(temperature=-1), Sampling(temperature=float("nan")), Sampling(top_p=0), Sampling(top_p=1.5), Sampling(top_k=-1),
         Sampling(seed=-1), Sampling(presence_penalty=3), Sampling(frequency_penalty=-3), Sampling(top_logprobs=21),
+        Sampling(logit_bias=((-1, 0.0),)), Sampling(logit_bias=((5, 101.0),)),
+        Sampling(logit_bias=((5, float("nan")),)), Sampling(logit_bias=tuple((token, 1.0) for token in range(1025))),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(sampling: Sampling) -> None:

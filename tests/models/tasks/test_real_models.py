@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from models.chat_template import ChatTemplate
 from models.engines import EngineOptions, open_engine, open_generation_engine
 from models.manifest import Embedding
 from models.tasks.embedding import embed
+from models.tasks.generation.constrain import Grammars
 from models.tasks.generation.sampling import Sampling
 from models.tasks.generation.scheduler import Scheduler, SchedulerSettings
 from models.tasks.generation.sequence import GenerationRequest
@@ -79,6 +81,35 @@ def test_smollm2_gives_each_of_many_the_tokens_it_has_alone(smollm2: Path) -> No
     together = run({0: 0, 1: 0, 2: 3, 3: 5, 4: 9})
     for number in range(len(texts)):
         assert together[number] == run({number: 0})[number], texts[number]
+
+
+def test_smollm2_answers_in_the_form_of_a_schema(smollm2: Path) -> None:
+    tokenizer = Tokenizer(smollm2)
+    template = ChatTemplate.from_folder(smollm2, tokenizer)
+    assert template is not None
+    engine = open_generation_engine(smollm2, EngineOptions(threads=2, slots=2, context_tokens=256))
+    grammars = Grammars(smollm2 / "tokenizer.json", engine.vocabulary, tokenizer.eos_ids)
+    schema = {
+        "type": "object",
+        "properties": {"capital": {"type": "string", "maxLength": 20}, "is_in_europe": {"type": "boolean"}},
+        "required": ["capital", "is_in_europe"],
+        "additionalProperties": False,
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    question = "What is the capital of France? Answer as JSON with capital and is_in_europe."
+    prompt = tuple(tokenizer.encode(template.render([{"role": "user", "content": question}]), special=False))
+    scheduler = Scheduler(engine, constrain=grammars.start)
+    for number in range(2):
+        grammar = json.dumps({"grammars": [{"json_schema": schema}]})
+        scheduler.add(GenerationRequest(number, prompt, 60, Sampling(1.0 * number, seed=3), tokenizer.eos_ids, grammar=grammar))
+    tokens: dict[int, list[int]] = {0: [], 1: []}
+    while not scheduler.is_idle:
+        for output in scheduler.step():
+            tokens[output.number].extend(output.tokens)
+            assert output.finish in (None, "stop")
+    answers = [json.loads(tokenizer.decode(each)) for each in tokens.values()]
+    assert answers[0]["capital"] == "Paris"
+    assert all(isinstance(answer["is_in_europe"], bool) for answer in answers)
 
 
 @pytest.mark.parametrize("text", ["Grüezi 😀 1234 \n\n  x", "नमस्ते 👨‍👩‍👧", "\ttabs and    spaces"])
