@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agent.http.app import Application, create_app
-from agent.http.collaborators import Limits, Services
+from agent.http.collaborators import Cameras, Limits, Services, Sightings
 from agent.http.server import HttpServer, bind
 from tests.agent.http.fakes import Eyes, Foreman, Node, Parrot, Switch
 
@@ -28,9 +28,14 @@ class House:
     key_digests: tuple[bytes, ...] = ()
     foreman: Foreman = field(default_factory=Foreman)
     limits: Limits = field(default_factory=Limits)
+    cameras: Cameras | None = None
+    sightings: Sightings | None = None
 
     def app(self) -> Application:
-        services = Services("spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests, self.foreman)
+        services = Services(
+            "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests, self.foreman,
+            cameras=self.cameras, sightings=self.sightings,
+        )  # fmt: skip
         return create_app(services, CollectorRegistry(), self.limits)
 
 

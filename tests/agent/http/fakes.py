@@ -136,7 +136,7 @@ class Eyes:
         return Picture(64, 48, 12.5, [found], self.jpeg if annotate else None)
 
     def cameras(self) -> Sequence[Mapping[str, Any]]:
-        return [{"id": "belt", "status": "running", "fps": 12.0, "model": "boxes"}]
+        return [{"id": "belt", "state": "streaming", "fps": 12.0, "model": "boxes"}]
 
     async def snapshot(self, camera: str) -> bytes:
         return self.jpeg
