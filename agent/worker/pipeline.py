@@ -212,10 +212,14 @@ class Pipeline:
         lines = self.settings.all_lines
         if lines:
             picture = np.array(picture)
+        captions = []
         for line in lines:
             counts = self._meaning.counts_of(line.name)
-            caption = "   ".join(f"{label} {counts[label]}" for label in sorted(counts)) if len(lines) == 1 else ""
-            draw_line(picture, line.start, line.end, caption)
+            captions += [
+                f"{label} {counts[label]}" if len(lines) == 1 else f"{line.name}: {label} {counts[label]}" for label in sorted(counts)
+            ]
+        for index, line in enumerate(lines):
+            draw_line(picture, line.start, line.end, "" if index else "   ".join(captions))
         return draw_detections(picture, tracks)
 
     def status(self) -> Dict[str, Any]:

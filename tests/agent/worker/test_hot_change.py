@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.worker_protocol import CameraEvent, Done, StartPipeline
+from agent.worker_protocol import CameraEvent, CloseModel, Done, OpenModel, StartPipeline
 from models.record import RecordError
-from tests.agent.worker.test_vision import Bench, closing
+from tests.agent.worker.test_vision import MODELS, Bench, closing
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SOURCE = "conveyor:?seed=3&fps=30"
 SQUARE = [[0.3, 0.1], [0.9, 0.1], [0.9, 0.9], [0.3, 0.9]]
@@ -62,6 +68,19 @@ def test_what_is_meant_changes_without_the_camera(bench: Bench) -> None:
     bench.start("belt", "conveyor:?seed=4&fps=20", fps=10.0)
     assert reopened(bench)
     assert sorted(ids(bench, "new")) == sorted(ids(bench, "end"))
+
+
+def test_another_model_looks_through_the_same_camera(bench: Bench, tmp_path: Path) -> None:
+    bench.start("belt", SOURCE, fps=15.0)
+    known = set(bench.work(1.5)["belt"]["open_events"])
+    manifest = tomllib.loads((MODELS / "manifests/conveyor-detr.toml").read_text())
+    bench.service.handle(OpenModel(5, "other", manifest, str(tmp_path), {"threads": 1}), b"")
+    bench.service.handle(StartPipeline(6, "belt", {"source": SOURCE, "model": "other", "fps": 15.0}), b"")
+    assert not reopened(bench)
+    bench.service.handle(CloseModel(7, "conveyor-detr"), b"")
+    after = bench.work(0.5)["belt"]
+    assert (after["model"], after["connections"], after["state"]) == ("other", 1, "streaming")
+    assert known & set(after["open_events"])
 
 
 @pytest.mark.parametrize(
