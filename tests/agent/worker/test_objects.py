@@ -203,7 +203,8 @@ def test_every_new_has_one_end_and_nothing_is_told_in_between_of_others(
     frames: list[tuple[float, list[tuple[float, float, float]]]], lost_at: int
 ) -> None:
     meaning = Meaning(PipelineSettings("door", "conveyor:", "m", zones=(Zone("right", HALF, inertia_frames=1),), line=Line()), 0.5)
-    at_s, events = 0.0, list[Event]()
+    at_s = 0.0
+    events: list[Event] = []
     for index, (passed_s, people) in enumerate(frames):
         at_s += passed_s
         events += meaning.see([person(*each) for each in people], moment(at_s))[0]
