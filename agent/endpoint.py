@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 from agent.config import Settings
@@ -27,3 +28,12 @@ def routed_endpoint(settings: Settings, port: int) -> Endpoint | None:
                 probe.connect(address)  # sends nothing: only asks for the route
                 return Endpoint(host=str(probe.getsockname()[0]).partition("%")[0], port=port)
     return None
+
+
+def page_url(endpoint: Callable[[], Endpoint | None]) -> str:
+    """Where people reach the node's page; empty while nobody knows."""
+    at = endpoint()
+    if at is None:
+        return ""
+    host = f"[{at.host}]" if ":" in at.host else at.host
+    return f"http{'s' if at.tls else ''}://{host}:{at.port}/"

@@ -15,12 +15,13 @@ import httpx
 from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
+from agent.cameras.commands import camera_handlers
 from agent.cameras.side import CameraSide
 from agent.cameras.store import EventStore
 from agent.config import Settings
 from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
-from agent.endpoint import configured_endpoint, routed_endpoint
+from agent.endpoint import configured_endpoint, page_url, routed_endpoint
 from agent.engine_locks import folders_in_use
 from agent.gateway.probe import probe_primary
 from agent.history import History
@@ -161,7 +162,7 @@ class _Node:
         self._commands = Commands(
             node=settings.node.id,
             journal=journal,
-            handlers=self._orders.handlers(),
+            handlers={**self._orders.handlers(), **camera_handlers(self._cameras.orders)},
             cancellers=self._orders.cancellers(),
             lease=self._standby,
             clock=boot_clock_s,
@@ -170,7 +171,8 @@ class _Node:
         )
         self._session = self._make_session(journal, outbox) if settings.mqtt.host else None
         if self._session is not None:
-            self._cameras.broadcast_to(self._events, self._session)
+            url = partial(page_url, lambda: self._view.endpoint)
+            self._cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
 
     async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
         services = Services(

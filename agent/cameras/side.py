@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from agent.cameras.broadcast import Broadcast
+from agent.cameras.home_assistant import Device
 from agent.cameras.keeper import EventKeeper
 from agent.cameras.media import Media
 from agent.cameras.orders import CameraOrders
 from agent.cameras.retention import DAY_S, Keep
 from agent.cameras.store import EventStore
-from agent.config import EventSettings
+from agent.config import EventSettings, HomeAssistantSettings
 from agent.desired import DesiredState
 from agent.history import History
 from agent.link.events import Events
@@ -22,7 +25,8 @@ from agent.reconcile import Reconciler
 from agent.supervision.state import Running, WorkerState
 from agent.vision import VisionService, Worker
 from agent.worker_protocol import CameraEvent, Report
-from models.manifest import Manifest
+from models.catalog import CatalogError
+from models.manifest import DetectionManifest, Manifest
 
 
 class CameraSide:
@@ -42,6 +46,7 @@ class CameraSide:
         on_change: Callable[[], None],
     ) -> None:
         self._history = history
+        self._state = state
         self._on_change = on_change
         self._broadcast: Broadcast | None = None
         self.keeper = EventKeeper(store, Media(settings.media or state / "media"), keep_of(settings), self._note, clock_is_synced)
@@ -49,9 +54,26 @@ class CameraSide:
     def connect(self, worker: Worker, desired: DesiredState, reconciler: Reconciler, lookup: Callable[[str], Manifest]) -> None:
         self.vision = VisionService(worker, self._event)
         self.orders = CameraOrders(desired, reconciler, lookup)
+        self._lookup = lookup
 
-    def broadcast_to(self, events: Events, session: Session) -> None:
-        self._broadcast = Broadcast(events, session.publish_data)
+    def broadcast_to(self, node: str, events: Events, session: Session, wanted: HomeAssistantSettings, url: Callable[[], str]) -> None:
+        """`url`: where people reach the node's page, empty while nobody knows."""
+        prefix, memory = wanted.prefix, self._state / "home_assistant.json"
+        devices = partial(self._devices, node, url)
+        self._broadcast = Broadcast(node, events, session, self.vision.cameras, devices, prefix, wanted.image_s, memory)
+
+    def _devices(self, node: str, url: Callable[[], str]) -> list[Device]:
+        return [
+            Device(node, camera, version("hotspare"), settings, self._labels(str(settings.get("model"))), url())
+            for camera, settings in self.orders.settings().items()
+        ]
+
+    def _labels(self, model: str) -> tuple[str, ...]:
+        try:
+            manifest = self._lookup(model)
+        except CatalogError:  # its pipeline says so
+            return ()
+        return manifest.detection.labels if isinstance(manifest, DetectionManifest) else ()
 
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         return [self.keeper.run, *([self._broadcast.run] if self._broadcast else [])]

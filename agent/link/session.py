@@ -119,6 +119,17 @@ class Session:
         except LinkLost:
             self._outbox.dropped("data")
 
+    @property
+    def connection(self) -> int | None:
+        """The number of the session that lives now; None while there is none."""
+        return self._who.sess if self._link is not None else None
+
+    async def publish_retained(self, topic: str, payload: bytes, qos: Literal[0, 1], expiry_s: int | None = None) -> None:
+        """What is so now, for those who come later; an empty payload clears it. Raises LinkLost and PublishRefused: nothing is stored."""
+        if self._link is None:
+            raise LinkLost("not connected")
+        await self._link.publish(topic, payload, qos=qos, retain=True, expiry_s=expiry_s)
+
     async def run(self) -> None:
         backoff, policy = Backoff(), self._settings.backoff
         while True:

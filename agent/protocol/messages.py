@@ -128,6 +128,36 @@ class State(StateBody, Message):
     clock: Clock = "unsynced"
 
 
+class LineCounts(Wire):
+    """Objects that crossed a line since the camera's start, by direction."""
+
+    forward: Count = 0
+    backward: Count = 0
+
+
+Labels = dict[Short, Count]
+
+
+class CameraState(Message):
+    """How a camera is and what it sees now. `objects` and each of `zones`: how many of a label; a zone that holds nothing is empty.
+
+    `state`: starting, connecting, streaming, stalled, backing_off, ended, failed; `words` says it to people. `is_slowed`: requests for text
+    have the device.
+    """
+
+    node: NodeId
+    id: Name
+    ts: AwareDatetime
+    state: Short
+    words: Text
+    fps: float = 0.0
+    age_ms: float | None = None
+    is_slowed: bool = False
+    objects: Labels = Field(default_factory=dict, max_length=200)
+    zones: dict[Short, Labels] = Field(default_factory=dict, max_length=64)
+    lines: dict[Short, LineCounts] = Field(default_factory=dict, max_length=64)
+
+
 class HttpLoad(Wire):
     rps: float = 0.0
     p50_ms: float | None = None

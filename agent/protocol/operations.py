@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from agent.protocol.messages import Command
-from agent.protocol.wire import CommandId, Digest, LeaseKind, MessageError, Name, Short, Text, Wire, first_fault
+from agent.protocol.wire import CameraId, CommandId, Digest, LeaseKind, MessageError, Name, Short, Text, Wire, first_fault
 
 Lane = Literal["control", "work"]
 LeaseSeconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -77,6 +77,23 @@ class PipelineStopArgs(Wire):
     id: Name
 
 
+class CameraSetArgs(Wire):
+    """Changes a camera's settings by JSON Merge Patch (RFC 7396): null takes one away. One that is not known needs source and model."""
+
+    id: CameraId
+    settings: dict[str, JsonValue] = Field(max_length=64)
+
+
+class CameraRemoveArgs(Wire):
+    id: CameraId
+
+
+class CameraResetArgs(Wire):
+    """Back to what the node's configuration file says of it."""
+
+    id: CameraId
+
+
 class ConfigSetArgs(Wire):
     values: dict[str, JsonValue] = Field(max_length=64)
 
@@ -127,6 +144,9 @@ OPS: Mapping[str, Operation] = {
     "model.remove": Operation(ModelRemoveArgs, "work", after_restart="resume"),
     "pipeline.start": Operation(PipelineStartArgs, "work", after_restart="resume"),
     "pipeline.stop": Operation(PipelineStopArgs, "work", after_restart="resume"),
+    "camera.set": Operation(CameraSetArgs, "work", after_restart="resume"),
+    "camera.remove": Operation(CameraRemoveArgs, "work", after_restart="resume"),
+    "camera.reset": Operation(CameraResetArgs, "work", after_restart="resume"),
     "config.set": Operation(ConfigSetArgs, "work"),
     "diag.collect": Operation(DiagCollectArgs, "work"),
     "agent.update": Operation(AgentUpdateArgs, "work"),

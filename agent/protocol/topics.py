@@ -16,9 +16,13 @@ LEAF_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _NODE = re.compile(NODE_PATTERN[:-1] + r"\Z")
 _LEAF = re.compile(LEAF_PATTERN[:-1] + r"\Z")
 
-Kind = Literal["presence", "meta", "state", "hb", "res", "evt", "cmd", "desired", "coord-presence", "coord-resync", "data"]
+Kind = Literal[
+    "presence", "meta", "state", "hb", "res", "evt", "cmd", "desired", "coord-presence", "coord-resync", "data", "camera-state",
+    "camera-image",
+]  # fmt: skip
 _PLAIN: frozenset[str] = frozenset({"presence", "meta", "state", "hb", "desired"})
 _WITH_LEAF: frozenset[str] = frozenset({"res", "evt", "cmd"})
+_OF_CAMERA: Mapping[str, Kind] = {"state": "camera-state", "image": "camera-image"}
 
 DAY_S = 86_400
 
@@ -57,6 +61,8 @@ POLICIES: Mapping[Kind, Policy] = {
     "res": Policy("node", 1, False, DAY_S),
     "evt": Policy("node", 1, False, DAY_S),
     "data": Policy("node", 0, False, 60),
+    "camera-state": Policy("node", 1, True, DAY_S),
+    "camera-image": Policy("node", 0, True, DAY_S),
     "cmd": Policy("coordinator", 1, False, None),  # the command's deadline_s
     "desired": Policy("coordinator", 1, True, None),
     "coord-presence": Policy("coordinator", 1, True, None),
@@ -83,6 +89,8 @@ def build(topic: Topic) -> str:
         return f"{ROOT}/{node}/{kind}"
     if leaf is None or not _LEAF.match(leaf):
         raise TopicError(f"leaf {leaf!r} of {kind} does not match {LEAF_PATTERN}")
+    if kind in ("camera-state", "camera-image"):
+        return f"{DATA_ROOT}/{node}/{leaf}/{kind.removeprefix('camera-')}"
     return f"{DATA_ROOT}/{node}/{leaf}" if kind == "data" else f"{ROOT}/{node}/{kind}/{leaf}"
 
 
@@ -97,6 +105,8 @@ def parse(name: str) -> Topic:
             return Topic(cast("Kind", kind), node, leaf)
         case ["hotspare-data", "v1", node, leaf] if is_node_id(node) and _LEAF.match(leaf):
             return Topic("data", node, leaf)
+        case ["hotspare-data", "v1", node, leaf, of] if of in _OF_CAMERA and is_node_id(node) and _LEAF.match(leaf):
+            return Topic(_OF_CAMERA[of], node, leaf)
         case _:
             raise TopicError(f"topic {name[:120]!r} is not of {ROOT} or {DATA_ROOT}")
 
@@ -135,6 +145,14 @@ def command(node: str, op: str) -> str:
 
 def data(node: str, pipeline: str) -> str:
     return build(Topic("data", node, pipeline))
+
+
+def camera_state(node: str, pipeline: str) -> str:
+    return build(Topic("camera-state", node, pipeline))
+
+
+def camera_image(node: str, pipeline: str) -> str:
+    return build(Topic("camera-image", node, pipeline))
 
 
 def coordinator_presence() -> str:

@@ -37,6 +37,7 @@ ERROR_CODES: frozenset[str] = frozenset(get_args(ErrorCode))
 Short = Annotated[str, StringConstraints(max_length=128)]
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+CameraId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 NodeId = Annotated[str, StringConstraints(pattern=NODE_PATTERN)]
 CommandId = Annotated[str, StringConstraints(pattern=ULID_PATTERN)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]

@@ -31,6 +31,7 @@ MODELS: dict[Kind, type[Message]] = {
     "desired": messages.Desired,
     "coord-presence": messages.CoordinatorPresence,
     "coord-resync": messages.Resync,
+    "camera-state": messages.CameraState,
 }
 ADDRESSES: dict[Kind, str] = {
     **{kind: f"{topics.ROOT}/{{node}}/{kind}" for kind in ("presence", "meta", "state", "hb", "desired")},
@@ -40,6 +41,8 @@ ADDRESSES: dict[Kind, str] = {
     "coord-presence": f"{topics.ROOT}/{topics.COORDINATOR}/presence",
     "coord-resync": f"{topics.ROOT}/{topics.COORDINATOR}/resync",
     "data": f"{topics.DATA_ROOT}/{{node}}/{{pipeline}}",
+    "camera-state": f"{topics.DATA_ROOT}/{{node}}/{{pipeline}}/state",
+    "camera-image": f"{topics.DATA_ROOT}/{{node}}/{{pipeline}}/image",
 }
 PARAMETERS = {
     "node": "the node's id, which is its MQTT client id too",
@@ -107,6 +110,7 @@ def _messages() -> dict[str, Any]:
     for kind, model in MODELS.items():
         told[kind] = {"payload": {"$ref": f"#/components/schemas/{model.__name__}"}}
     told["data"] = {"payload": {"type": "object", "description": "what the pipeline's task reports"}}
+    told["camera-image"] = {"contentType": "image/jpeg", "payload": {"type": "string", "format": "binary", "description": "a JPEG file"}}
     told["evt.sync"] = {"payload": _narrowed("Event", {"class": {"const": "sync"}, "data": {"$ref": "#/components/schemas/Sync"}})}
     del told["cmd"]
     for op, operation in OPS.items():
