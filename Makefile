@@ -1,12 +1,13 @@
 # Every target sets up what it needs: a virtual environment in .venv, and programs of the distribution through apt where they are missing.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+PYTHON38 ?= $(shell for p in python3.8 $$HOME/.pyenv/versions/3.8*/bin/python; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 8))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROGRAMS := mosquitto nginx
 TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze cc
 
-.PHONY: run test test-slow test-convert test-gpu lint bench clean programs test-programs
+.PHONY: run test test-slow test-convert test-py38 test-gpu lint bench clean programs test-programs
 
 run: .venv/.ready programs  ## start the demo: the whole product on this machine
 	$(BIN)/hotspare demo
@@ -19,6 +20,9 @@ test-slow: test  ## also the tests that take minutes
 
 test-convert: .venv-convert/.ready  ## the exporters against torch and transformers: about 1 GB of packages, in an environment of their own
 	.venv-convert/bin/python -m pytest tests/converters/transformers
+
+test-py38: .venv-py38/.ready  ## the data plane under the interpreter of JetPack 5, in an environment of its own
+	.venv-py38/bin/python -m pytest -p no:cacheprovider tests/models tests/agent/worker tests/agent/test_worker_protocol.py tests/converters/tensorrt
 
 test-gpu: .venv/.ready  ## engines on the NVIDIA GPU of this machine
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -35,7 +39,7 @@ bench: .venv/.ready programs  ## figures against the peers that are installed; t
 	$(BIN)/python -m bench.mqtt --json bench/results/mqtt.json
 
 clean:
-	rm -rf .venv .venv-convert .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-convert .venv-py38 .cache .pytest_cache .mypy_cache .ruff_cache
 
 .venv/.ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "hotspare needs Python 3.10 or newer; none was found. Set PYTHON=/path/to/python3.1x"; exit 1; }
@@ -47,6 +51,13 @@ clean:
 .venv-convert/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-convert
 	.venv-convert/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dev,convert]'
+	@touch $@
+
+.venv-py38/.ready: tests/python38.txt
+	@test -n "$(PYTHON38)" || { echo "no python3.8 was found; set PYTHON38=/path/to/python3.8"; exit 1; }
+	$(PYTHON38) -m venv .venv-py38
+	.venv-py38/bin/python -m pip install --quiet --disable-pip-version-check wheel
+	.venv-py38/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --requirement tests/python38.txt
 	@touch $@
 
 programs:

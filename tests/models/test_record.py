@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Optional, Tuple  # noqa: UP035  (records are read by Python 3.8: their hints are of its kind)
+from typing import Any, Dict, List, Literal, Optional, Tuple
 
 import pytest
 
@@ -23,11 +23,11 @@ class Part:
 class Whole:
     name: str
     kind: Literal["a", "b"]
-    parts: Dict[str, Part]  # noqa: UP006
-    mean: Tuple[float, float, float] = (0.0, 0.0, 0.0)  # noqa: UP006
-    labels: Tuple[str, ...] = ()  # noqa: UP006
-    counts: List[int] = field(default_factory=list)  # noqa: UP006
-    note: Optional[str] = None  # noqa: UP045
+    parts: Dict[str, Part]
+    mean: Tuple[float, float, float] = (0.0, 0.0, 0.0)
+    labels: Tuple[str, ...] = ()
+    counts: List[int] = field(default_factory=list)
+    note: Optional[str] = None
     is_on: bool = False
     anything: Any = None
 

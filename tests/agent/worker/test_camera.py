@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 import socket
@@ -83,7 +82,7 @@ class MotionJpeg:
         while not self._stop.is_set():
             try:
                 connection, _ = self._listener.accept()
-            except TimeoutError:
+            except socket.timeout:  # a TimeoutError since Python 3.10
                 continue
             self.connections += 1
             self._threads.append(threading.Thread(target=self._serve, args=(connection,)))
@@ -147,7 +146,7 @@ def test_the_newest_frame_wins_under_a_slow_consumer(tmp_path: Path) -> None:
             ages.append(time.monotonic() - frame.captured_s)
             sequences.append(frame.sequence)
         assert max(ages) < 0.15  # one period of 50 ms, and what a busy machine adds
-        assert all(later - earlier >= 4 for earlier, later in itertools.pairwise(sequences))
+        assert all(later - earlier >= 4 for earlier, later in zip(sequences, sequences[1:]))
         assert camera.slot.busy >= sequences[-1] - len(sequences) - 1
 
 
@@ -160,7 +159,7 @@ def test_a_repeated_file_goes_on_in_time(tmp_path: Path) -> None:
             frame = camera.slot.take()
             assert frame is not None
             times.append(frame.at_s)
-        assert all(later > earlier for earlier, later in itertools.pairwise(times))
+        assert all(later > earlier for earlier, later in zip(times, times[1:]))
 
 
 def test_a_camera_that_refuses_is_tried_again_and_nothing_secret_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -180,10 +179,8 @@ def test_a_camera_that_refuses_is_tried_again_and_nothing_secret_is_said(caplog:
 
 
 def test_a_camera_that_hangs_up_is_found_again() -> None:
-    with (
-        motion_jpeg(frames=12, falls_silent=False) as server,
-        running(camera_of(server.url, backoff=Backoff(first_s=0.05, limit_s=0.1))) as camera,
-    ):
+    backoff = Backoff(first_s=0.05, limit_s=0.1)
+    with motion_jpeg(frames=12, falls_silent=False) as server, running(camera_of(server.url, backoff=backoff)) as camera:
         until(lambda: camera.state(time.monotonic()).connections >= 2, "a second connection")
         assert "s3cret" not in camera.state(time.monotonic()).message
         frame = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 
@@ -29,7 +28,7 @@ def walk(counter: LineCounter, points: Sequence[tuple[float, float]], number: in
 def test_a_track_counts_once_and_only_if_it_changed_sides(points: list[tuple[float, float]]) -> None:
     crossings = walk(LineCounter(Line(), 200, 100), points)
     changed = [side for side in (x - 100 for x, _ in points) if abs(side) >= 1]
-    crosses = any((one > 0) != (other > 0) for one, other in itertools.pairwise(changed))
+    crosses = any((one > 0) != (other > 0) for one, other in zip(changed, changed[1:]))
     assert len(crossings) <= 1
     if crosses:
         assert len(crossings) == 1

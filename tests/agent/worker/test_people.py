@@ -56,7 +56,7 @@ def detector(test_data: Path, tmp_path: Path) -> Detector:
 def as_counted_by_hand(events: list[Event]) -> None:
     crossings = [event.data for event in events if event.kind == "crossed"]
     assert [(each["line"], each["direction"]) for each in crossings] == [("exit", "forward")] * len(LEFT_AT)
-    for crossing, frame in zip(crossings, LEFT_AT, strict=True):
+    for crossing, frame in zip(crossings, LEFT_AT):
         assert crossing["at_s"] * FPS == pytest.approx(frame, abs=READ_WITHIN)
     people = [event.data for event in events if event.kind == "object"]
     assert [each["type"] for each in people if each["type"] != "update"] == ["new", "end"] * len(LEFT_AT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import cv2
@@ -33,7 +32,7 @@ def test_inside_agrees_with_opencv_off_the_edges(polygon: list[tuple[int, int]],
     judged = [cv2.pointPolygonTest(contour, (float(x), float(y)), False) for x, y in points]
     assume(any(judged))
     found = inside(np.array(polygon, np.float64), np.array(points, np.float64))
-    for verdict, is_inside in zip(judged, found, strict=True):
+    for verdict, is_inside in zip(judged, found):
         assert verdict == 0 or (verdict > 0) == is_inside
 
 
@@ -85,7 +84,7 @@ def test_occupancy_is_told_when_it_settles_and_always_to_the_end() -> None:
         people = [at(50, 50, number) for number in range(step % 4)] if step < 30 else []
         watch.update(people, 200, 100, step / 20)
         told += [(step / 20, change) for change in watch.changes(step / 20)]
-    gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(told)]
+    gaps = [later - earlier for (earlier, _), (later, _) in zip(told, told[1:])]
     assert all(gap >= 0.5 - 1e-9 for gap in gaps)
     assert told[-1][1] == Occupancy("left", "person", 0)
     assert watch.occupancy() == {"left": {}}

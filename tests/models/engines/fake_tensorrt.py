@@ -10,10 +10,9 @@ import ctypes
 import enum
 import json
 import struct
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -144,7 +143,7 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
-        if not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
+        if not all(low <= size <= high for low, size, high in zip(least, shape, most)):
             return self.refuse(f"setInputShape: {name} {shape} is not within profile {self.profile}")
         self.shapes[name] = tuple(shape)
         self.state += 1
@@ -169,9 +168,7 @@ class Context:
         if name in self.shapes:
             return self.shapes[name]
         known = {
-            each.dim_param: size
-            for given, shape in self.shapes.items()
-            for each, size in zip(self.engine.values[given].shape.dim, shape, strict=True)
+            each.dim_param: size for given, shape in self.shapes.items() for each, size in zip(self.engine.values[given].shape.dim, shape)
         }
         return tuple(each.dim_value or known.get(each.dim_param, -1) for each in self.engine.values[name].shape.dim)
 
@@ -188,7 +185,7 @@ class Context:
         def execute() -> None:
             assert self.state == state or not was_captured, "the context was changed after its graph was captured"
             feeds = {name: self.read(device, name, addresses[name], shapes[name]) for name in self.inputs}
-            for name, value in zip(outputs, self.session.run(outputs, feeds), strict=True):
+            for name, value in zip(outputs, self.session.run(outputs, feeds)):
                 self.write(device, name, value, addresses.get(name, 0))
 
         was_captured = device.is_capturing

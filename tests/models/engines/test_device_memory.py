@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Tuple
 
 import numpy as np
 import pytest
@@ -213,7 +213,7 @@ class FakeAllocation:
         self.heap.drop(self.address)
 
 
-class PageLocked(np.ndarray[Any, Any]):
+class PageLocked(np.ndarray):  # type: ignore[type-arg]  # Python 3.8 runs these tests too, and has no np.ndarray[…]
     """An array whose `base` is the allocation, which numpy itself would not allow."""
 
     def __new__(cls, allocation: FakeAllocation) -> PageLocked:
@@ -242,7 +242,7 @@ class FakeMemcpy2D:
             ctypes.memmove(self.target + row * self.dst_pitch, self.source + row * self.src_pitch, self.width_in_bytes)
 
 
-Made = tuple[DeviceMemory, Any]
+Made = Tuple[DeviceMemory, Any]
 
 
 @pytest.fixture(params=["cuda-python", "cuda-python integrated", "pycuda", "pycuda integrated"])

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence, Union
 
 import numpy as np
 import onnx
@@ -14,7 +13,7 @@ from models.engines.tensorrt import TensorRtEngine
 from tests.models.engines.fake_cuda import FakeCuda
 from tests.models.engines.fake_tensorrt import load_plan, write_plan
 
-Shape = Sequence[int | str]
+Shape = Sequence[Union[int, str]]
 
 
 def model(inputs: dict[str, tuple[int, Shape]], nodes: Sequence[Any], outputs: dict[str, tuple[int, Shape]]) -> onnx.ModelProto:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models.durable import NoSpace, StoreBusy
@@ -19,7 +19,7 @@ from models.sources.partial import read_partial
 from models.store import Store, open_store
 from tests.models.sources.file_server import FileServer, Served
 
-BODY = random.Random(11).randbytes(300_000)
+BODY = np.random.default_rng(11).bytes(300_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()
 SOURCE = "hf:acme/tiny@main/model.onnx"
 PATH = "/acme/tiny/resolve/main/model.onnx"
@@ -93,7 +93,7 @@ def test_digest_of_the_first_use_is_held_to(store: Store, server: FileServer) ->
 
 
 def test_killed_download_is_resumed_by_the_next_process(store: Store, server: FileServer) -> None:
-    body = random.Random(3).randbytes(20 << 20)
+    body = np.random.default_rng(3).bytes(20 << 20)
     served = server.files[PATH] = Served(body, stall_after=17 << 20)
     partial = store.partial_folder(SOURCE) / "data"
     url = server.url + PATH

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models.durable import NoSpace
@@ -14,7 +14,7 @@ from models.sources.http import Request, download, plain_url
 from models.sources.partial import Partial, read_partial, write_partial
 from tests.models.sources.file_server import FileServer, Served, file_server
 
-BODY = random.Random(7).randbytes(700_000)
+BODY = np.random.default_rng(7).bytes(700_000)
 
 
 def fetch(request: Request, target: Path, free_bytes: int = 1 << 40) -> list[tuple[int, int]]:

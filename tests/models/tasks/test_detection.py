@@ -71,7 +71,7 @@ def test_two_cats_and_a_remote_by_both_contracts(test_data: Path, tmp_path: Path
     left, right = sorted((each for each in raw_found if each.label == "cat"), key=lambda each: each.x0)
     assert left.x1 < 330 < right.x0 + 20
     assert labels == [each.label for each in deploy_found]
-    for one, other in zip(raw_found, deploy_found, strict=True):
+    for one, other in zip(raw_found, deploy_found):
         assert one.score == pytest.approx(other.score, abs=1e-5)
         assert (one.x0, one.y0, one.x1, one.y1) == pytest.approx((other.x0, other.y0, other.x1, other.y1), abs=0.01)
 
@@ -112,7 +112,7 @@ def run_bare(session: onnxruntime.InferenceSession, data: bytes, labels: Sequenc
     scores = 1 / (1 + np.exp(-logits[0]))
     best = np.argsort(-scores, axis=None)[:100]
     found = []
-    for query, label in zip(*np.unravel_index(best, scores.shape), strict=True):
+    for query, label in zip(*np.unravel_index(best, scores.shape)):
         x, y, w, h = boxes[0, query] * (width, height, width, height)
         found.append(Found(labels[label], float(scores[query, label]), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)))
     return found
@@ -182,9 +182,9 @@ def test_many_pictures_are_found_in_as_each_alone(test_data: Path, tmp_path: Pat
     alone = [detector.detect(picture, 0.3) for picture in pictures]
     together = detector.detect_many(pictures, 0.3)
     assert sum(map(len, alone)) > 5
-    for one, other in zip(alone, together, strict=True):
+    for one, other in zip(alone, together):
         assert [each.label for each in one] == [each.label for each in other]
-        for first, second in zip(one, other, strict=True):
+        for first, second in zip(one, other):
             assert first.score == pytest.approx(second.score, abs=1e-5)
             assert (first.x0, first.y1) == pytest.approx((second.x0, second.y1), abs=0.01)
     with pytest.raises(ValueError, match="1 to 2 pictures of one input size"):

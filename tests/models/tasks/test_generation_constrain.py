@@ -18,6 +18,8 @@ from models.tasks.generation.sampling import Sampling
 from models.tasks.generation.scheduler import Scheduler, SchedulerSettings
 from models.tasks.generation.sequence import GenerationRequest, Output, Refused
 
+pytest.importorskip("llguidance", reason="its wheels begin with Python 3.9")
+
 END = 0
 PAIRS = ["in", "er", "on", "na", "me", "nam", "name", '":', ' "', '",', "tr", "tru", "true", "fa", "fal", "se", "false", "12", "00"]
 

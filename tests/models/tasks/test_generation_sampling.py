@@ -21,7 +21,7 @@ def reference_nucleus(scores: np.ndarray, sampling: Sampling) -> dict[int, float
     probabilities = weights / weights.sum()
     before = np.cumsum(probabilities) - probabilities
     kept = before < sampling.top_p
-    return dict(zip(order[kept].tolist(), (probabilities[kept] / probabilities[kept].sum()).tolist(), strict=True))
+    return dict(zip(order[kept].tolist(), (probabilities[kept] / probabilities[kept].sum()).tolist()))
 
 
 def test_greedy_takes_the_largest() -> None:
