@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
 from agent.cameras.commands import camera_handlers
+from agent.cameras.configured import configured
 from agent.cameras.side import CameraSide
 from agent.cameras.store import EventStore
 from agent.config import Settings
@@ -50,7 +52,7 @@ from agent.reconcile import Reconciler
 from agent.sdnotify import notify
 from agent.served import ServedModels, WithLanguage
 from agent.standby import Standby
-from agent.state import Broken, Desired, Serving, WorkerName
+from agent.state import Broken, Serving, WorkerName
 from agent.supervision.incarnation import SupervisionSettings
 from agent.supervision.process import worker_command
 from agent.supervision.state import Quarantined, WorkerState
@@ -77,8 +79,11 @@ RECONCILER_SILENT_S = 20.0
 SESSION_SILENT_S = 900.0  # over the longest pause between two attempts to connect, or two heartbeats
 
 
-async def run_node(settings: Settings) -> int:
-    """Runs until SIGTERM or SIGINT. Raises StartError, and ConfigurationError for what only shows when files are read."""
+async def run_node(settings: Settings, file: Path | None = None) -> int:
+    """Runs until SIGTERM or SIGINT. The cameras of `file`, where the settings came from, may be edited meanwhile.
+
+    Raises StartError, and ConfigurationError for what only shows when files are read.
+    """
     known = KnownModels(settings.models.store or settings.node.state)
     settings = await to_thread.run_sync(lambda: checked(settings, known.catalog))
     keys = await to_thread.run_sync(key_digests, settings.http.keys_file)
@@ -90,21 +95,18 @@ async def run_node(settings: Settings) -> int:
             journal = stack.enter_context(Journal(state / "journal.sqlite", kernel_boot_id()))
             outbox = stack.enter_context(Outbox(state / "outbox.sqlite", journal.boot))
             sightings = stack.enter_context(EventStore(state / "cameras.sqlite"))
-            desired = _configured(settings)
+            desired = DesiredState(configured(settings), state)
             listener = stack.enter_context(closing(bind(settings.http.host, settings.http.port)))
         except (StoreError, LinkStoreError, OSError) as error:
             raise StartError(str(error)) from error
         async with AsyncExitStack() as connections:
             client = await connections.enter_async_context(httpx.AsyncClient(trust_env=False))
             node = _Node(settings, known, store, desired, journal, outbox, sightings, client)
+            if file is not None:
+                node.cameras.follow(file, settings, lambda read: checked(read, known.catalog), desired)
             demo = await connections.enter_async_context(RemoteSwitch(settings.demo.switch_url)) if settings.demo.switch_url else None
             await node.run(listener, keys, demo)
     return 0
-
-
-def _configured(settings: Settings) -> DesiredState:
-    pipelines = {camera.id: camera.pipeline() for camera in settings.cameras}
-    return DesiredState(Desired(settings.models.serve, pipelines), settings.node.state)
 
 
 class StartError(Exception):
@@ -133,20 +135,20 @@ class _Node:
         self._history = History()
         self._reading = Reading()
         self._uplink: Uplink | None = Uplink() if settings.mqtt.host else None
-        self._cameras = CameraSide(settings.events, sightings, settings.node.state, self._history, clock_is_synced, self._changed)
+        self.cameras = CameraSide(settings.events, sightings, settings.node.state, self._history, clock_is_synced, self._changed)
         supervision = SupervisionSettings(hang_s=settings.worker.hang_s)
         command = worker_command(settings.worker.python)
         self._workers: dict[WorkerName, Worker] = {
             "text": Worker("text", command, supervision, on_state=partial(self._worker_changed, "text")),
-            "vision": Worker("vision", command, supervision, self._cameras.on_report, partial(self._worker_changed, "vision")),
+            "vision": Worker("vision", command, supervision, self.cameras.on_report, partial(self._worker_changed, "vision")),
         }
         self._served = ServedModels(self._workers, settings.models.aliases, settings.worker.context_tokens)
         self._preparer = preparer_of(settings, store, lambda: known.pinned(store, wanted_models(desired.value)))
         preparation, options = WithLanguage(self._preparer, self._served), engine_options(settings, store)
         accepts_unverified = settings.convert.accept_unverified
-        told = self._cameras.told
+        told = self.cameras.told
         self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, accepts_unverified, told)
-        self._cameras.connect(self._workers["vision"], self._desired, self._reconciler, known.find)
+        self.cameras.connect(self._workers["vision"], self._desired, self._reconciler, known.find)
         self._served.reconciler = self._reconciler
         self._desired.on_change = self._reconciler.wake
         self._reconciler.on_change = self._changed
@@ -162,7 +164,7 @@ class _Node:
         self._commands = Commands(
             node=settings.node.id,
             journal=journal,
-            handlers={**self._orders.handlers(), **camera_handlers(self._cameras.orders)},
+            handlers={**self._orders.handlers(), **camera_handlers(self.cameras.orders)},
             cancellers=self._orders.cancellers(),
             lease=self._standby,
             clock=boot_clock_s,
@@ -172,7 +174,7 @@ class _Node:
         self._session = self._make_session(journal, outbox) if settings.mqtt.host else None
         if self._session is not None:
             url = partial(page_url, lambda: self._view.endpoint)
-            self._cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
+            self.cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
 
     async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
         services = Services(
@@ -180,12 +182,12 @@ class _Node:
             node=self._view,
             gate=self._standby.may_serve,
             text=TextService(self._served.resolve),
-            vision=self._cameras.vision,
+            vision=self.cameras.vision,
             demo=demo,
             key_digests=keys,
             deployments=LocalDeployments(self._orders),
-            cameras=self._cameras.orders,
-            sightings=self._cameras.keeper,
+            cameras=self.cameras.orders,
+            sightings=self.cameras.keeper,
         )
         app = create_app(services, CollectorRegistry())
         self._in_flight = lambda: app.in_flight.count
@@ -219,7 +221,7 @@ class _Node:
             self._standby.run,
             self._commands.run,
             self._model_events.run,
-            *self._cameras.parts(),
+            *self.cameras.parts(),
         ]
         if self._session is not None:
             parts += [self._session.run, self._sense]
@@ -325,7 +327,7 @@ class _Node:
         else:
             self._history.add("worker", "info", f"{name} worker runs as process {state.pid}")
         if name == "vision":
-            self._cameras.worker_changed(state)
+            self.cameras.worker_changed(state)
         self._reconciler.wake()
         self._changed()
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.cameras.broadcast import Broadcast
+from agent.cameras.configured import ConfigurationWatch
 from agent.cameras.home_assistant import Device
 from agent.cameras.keeper import EventKeeper
 from agent.cameras.media import Media
 from agent.cameras.orders import CameraOrders
 from agent.cameras.retention import DAY_S, Keep
 from agent.cameras.store import EventStore
-from agent.config import EventSettings, HomeAssistantSettings
+from agent.config import EventSettings, HomeAssistantSettings, Settings
 from agent.desired import DesiredState
 from agent.history import History
 from agent.link.events import Events
@@ -49,6 +50,7 @@ class CameraSide:
         self._state = state
         self._on_change = on_change
         self._broadcast: Broadcast | None = None
+        self._watch: ConfigurationWatch | None = None
         self.keeper = EventKeeper(store, Media(settings.media or state / "media"), keep_of(settings), self._note, clock_is_synced)
 
     def connect(self, worker: Worker, desired: DesiredState, reconciler: Reconciler, lookup: Callable[[str], Manifest]) -> None:
@@ -75,8 +77,11 @@ class CameraSide:
             return ()
         return manifest.detection.labels if isinstance(manifest, DetectionManifest) else ()
 
+    def follow(self, file: Path, settings: Settings, check: Callable[[Settings], Settings], desired: DesiredState) -> None:
+        self._watch = ConfigurationWatch(file, settings, check, desired, partial(self._history.add, "configuration"))
+
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        return [self.keeper.run, *([self._broadcast.run] if self._broadcast else [])]
+        return [self.keeper.run, *(part.run for part in (self._broadcast, self._watch) if part is not None)]
 
     def told(self, camera: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the worker is told of a camera: what is wanted of it, and where its clips go."""

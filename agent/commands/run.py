@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from agent.main import StartError, run_node
 
     try:
-        return _left(anyio.run(run_node, settings))
+        return _left(anyio.run(run_node, settings, arguments.config))
     except ConfigurationError as error:
         return _refuse(error)
     except StartError as error:
