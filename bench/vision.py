@@ -1,22 +1,25 @@
-"""Pictures: accuracy and time of our detector against the same weights run otherwise. Prints a table and one line of JSON.
+"""Pictures: time and accuracy of our detectors against transformers' pipeline and plain ONNX Runtime with the same weights.
 
-    python -m bench.vision [--rounds N]
+    python -m bench.vision --peer-python /path/to/python/with/torch [--models detr-r50 d-fine-n deimv2-femto] [--json FILE]
 
-HOTSPARE_TEST_DATA names the folder with models/ and data/coco64/ (default: ../shared). Accuracy is mAP at IoU 0.50:0.95 of DEIMv2-Femto.
-The transformers pipeline is timed where transformers and torch are installed, with a DETR of random weights: time does not depend on them.
+HOTSPARE_TEST_DATA names the folder with models/ and data/ (default: ../shared). DEIMv2-Femto has real weights: its accuracy is mAP at IoU
+0.50:0.95 on 64 pictures of COCO. The others have random weights, since time does not depend on them; `largest Δ` is how far our engine's
+logits and boxes are from those of torch on one input. The ways take turns, frame by frame.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import platform
-import statistics
-import tempfile
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,201 @@ import numpy as np
 import onnxruntime
 
 from bench.average_precision import Found, Truth, mean_average_precision
-from models import manifest
+from bench.report import QUIET_CORES, busy_s, machine, percentile, report, spent_s, table, undisturbed
+from converters.onnx_from_onnx import onnx_from_onnx
 from models.engines import EngineOptions, open_engine
-from models.pictures import Picture, decode_picture
+from models.manifest import Detection, DetectionManifest, manifest_from_mapping
+from models.pictures import Picture, decode_picture, encode_jpeg
+from models.scaling import Scaler, placement_of
 from models.tasks.detection import Detector
 
-FEMTO = "deimv2_hgnetv2_femto_coco_raw.onnx"
-THREADS = 2
-Row = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("HOTSPARE_TEST_DATA", ROOT.parent / "shared"))
+RANDOM = ("detr-r50", "rt-detr-r18", "d-fine-n")
+FEMTO = "deimv2-femto"
+PEER = "transformers pipeline"
+PLAIN = "ONNX Runtime, plain"
+FRAME = (1280, 960)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One frame: milliseconds of the whole and of its parts, CPU milliseconds, and the cores that others used meanwhile."""
+
+    ms: float
+    pre_ms: float
+    run_ms: float
+    post_ms: float
+    cpu_ms: float
+    neighbours: float = 0.0
+
+
+Way = Callable[[Picture], Turn]
+
+
+def ours(detector: Detector, threshold: float = 0.5) -> Way:
+    def detect(picture: Picture) -> Turn:
+        cpu_s, times_s = time.process_time(), [time.perf_counter()]
+        prepared = detector.prepare((picture,))
+        times_s.append(time.perf_counter())
+        outputs = detector.run(prepared)
+        times_s.append(time.perf_counter())
+        detector.finish(prepared, outputs, threshold)
+        times_s.append(time.perf_counter())
+        return _turn(times_s, cpu_s)
+
+    return detect
+
+
+def plain(path: Path, facts: Detection, threads: int) -> Way:
+    """What one writes down first: session.run with its defaults, cv2 and numpy, everything allocated anew."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def detect(picture: Picture) -> Turn:
+        cpu_s, times_s = time.process_time(), [time.perf_counter()]
+        tensor = plainly_prepared(picture, facts)
+        times_s.append(time.perf_counter())
+        logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": tensor})
+        times_s.append(time.perf_counter())
+        plainly_finished(logits, boxes, facts, picture, 100)
+        times_s.append(time.perf_counter())
+        return _turn(times_s, cpu_s)
+
+    return detect
+
+
+def plainly_prepared(picture: Picture, facts: Detection) -> Any:
+    height, width = placement_of(facts, *picture.shape[:2]).scaled
+    scaled = cv2.cvtColor(cv2.resize(picture, (width, height)), cv2.COLOR_BGR2RGB).astype(np.float32) / 255
+    return np.ascontiguousarray(((scaled - np.float32(facts.mean)) / np.float32(facts.std)).transpose(2, 0, 1)[None])
+
+
+def plainly_finished(logits: Any, boxes: Any, facts: Detection, picture: Picture, count: int) -> list[Found]:
+    if facts.scores == "softmax":
+        odds = np.exp(logits[0] - logits[0].max(axis=1, keepdims=True))
+        scores = (odds / odds.sum(axis=1, keepdims=True))[:, :-1]
+    else:
+        scores = 1 / (1 + np.exp(-logits[0]))
+    height, width = picture.shape[:2]
+    found = []
+    for query, label in zip(*np.unravel_index(np.argsort(-scores, axis=None)[:count], scores.shape), strict=True):
+        x, y, w, h = boxes[0, query] * (width, height, width, height)
+        found.append(Found(facts.labels[label], float(scores[query, label]), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)))
+    return found
+
+
+def _turn(times_s: Sequence[float], cpu_s: float) -> Turn:
+    pre, run, post = ((after - before) * 1000 for before, after in itertools.pairwise(times_s))
+    return Turn(pre + run + post, pre, run, post, (time.process_time() - cpu_s) * 1000)
+
+
+class Peer:
+    """bench/vision_peer.py under another interpreter. Close it."""
+
+    def __init__(self, python: Path, folder: Path, threads: int) -> None:
+        command = [str(python), "-m", "bench.vision_peer", "serve", str(folder), str(threads)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._frame = folder / "frame.npy"
+        self._folder = folder
+        self._written: Picture | None = None
+        self.facts = json.loads(self._process.stdout.readline())  # type: ignore[union-attr]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def detect(self, picture: Picture) -> Turn:
+        if self._written is not picture:
+            np.save(self._frame, picture)
+            self._written = picture
+        answer = self._ask({"picture": str(self._frame)})
+        return Turn(answer["ms"], answer["pre_ms"], answer["run_ms"], answer["post_ms"], answer["cpu_ms"])
+
+    def outputs(self, picture: Picture, planes: Any) -> dict[str, Any]:
+        """What torch makes of the input that we prepared."""
+        np.save(self._frame, picture)
+        np.save(self._folder / "planes.npy", planes)
+        return dict(np.load(self._ask({"picture": str(self._frame), "planes": str(self._folder / "planes.npy")})["outputs"]))
+
+    def close(self) -> None:
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait(20)
+
+    def _ask(self, question: dict[str, str]) -> dict[str, Any]:
+        self._process.stdin.write(json.dumps(question) + "\n")  # type: ignore[union-attr]
+        self._process.stdin.flush()  # type: ignore[union-attr]
+        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            raise SystemExit(f"{PEER} ended with status {self._process.wait(20)}; its words are above")
+        return dict(json.loads(line))
+
+
+def interleaved(ways: dict[str, Way], picture: Picture, rounds: int) -> dict[str, list[Turn]]:
+    """The ways take turns. Each looks twice and the second look counts: idle threads of another session have stopped spinning by then."""
+    turns: dict[str, list[Turn]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, look in ways.items():
+            look(picture)
+            before_s, own_s, began_s = busy_s(), spent_s(os.getpid()), time.perf_counter()
+            turn = look(picture)
+            # A look is too short for the ticks of the kernel's counters where it lasts but milliseconds; then neighbours count as none.
+            spent_by_others_s = busy_s() - before_s - (spent_s(os.getpid()) - own_s)
+            turns[name].append(Turn(**{**vars(turn), "neighbours": max(0.0, spent_by_others_s / (time.perf_counter() - began_s))}))
+    return turns
+
+
+def rows_of(model: str, turns: dict[str, list[Turn]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name, each in turns.items():
+        kept = undisturbed(each) if len(undisturbed(each)) >= 3 else each
+        middle = {key: percentile([getattr(turn, key) for turn in kept], 0.5) for key in ("ms", "pre_ms", "run_ms", "post_ms", "cpu_ms")}
+        rows.append(
+            {"model": model, "way": name, **middle, "looks": len(kept), "neighbours": percentile([t.neighbours for t in kept], 0.5)}
+        )
+    return rows
+
+
+@contextmanager
+def random_model(name: str, cache: Path, python: Path, threads: int) -> Iterator[tuple[dict[str, Way], float]]:
+    """The ways to run a model of random weights, which is made where it is not in `cache` yet; and how far ours is from torch."""
+    folder = cache / name
+    if not (folder / "manifest.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run([str(python), "-m", "bench.vision_peer", "save", name, str(folder)], cwd=ROOT, check=True)
+    manifest = manifest_from_mapping(json.loads((folder / "manifest.json").read_text()))
+    if not isinstance(manifest, DetectionManifest):
+        raise SystemExit(f"{folder}/manifest.json is of a model for {manifest.task}; remove the folder, it is made anew")
+    engines = built(folder / "model.onnx", manifest, cache / f"{name}-engine")
+    with ExitStack() as stack:
+        peer = Peer(python, folder, threads)
+        stack.callback(peer.close)
+        picture = camera_frame()
+        ways: dict[str, Way] = {}
+        for title, spinning in (("hotspare", False), ("hotspare, spinning threads", True)):
+            engine = open_engine(engines, EngineOptions(threads=threads, spinning=spinning))
+            stack.callback(engine.close)
+            detector = Detector(engine, manifest)
+            ways[title] = ours(detector)
+        prepared = detector.prepare((picture,))
+        expected, found = peer.outputs(picture, prepared.inputs["pixel_values"]), detector.run(prepared)
+        delta = max(float(np.abs(found[key] - expected[key]).max() / np.abs(expected[key]).max()) for key in ("logits", "pred_boxes"))
+        ways[PLAIN] = plain(folder / "model.onnx", manifest.detection, threads)
+        ways[PEER] = peer.detect
+        yield ways, delta
+
+
+def built(source: Path, manifest: DetectionManifest, folder: Path) -> Path:
+    """The graph as `hotspare convert` writes it."""
+    for each in (folder, folder / "scratch"):
+        each.mkdir(parents=True, exist_ok=True)
+    onnx_from_onnx(source, {}, folder / "scratch", folder, manifest)
+    return folder
+
+
+def camera_frame() -> Picture:
+    return np.asarray(cv2.resize(decode_picture((DATA / "data/two_cats.png").read_bytes()), FRAME, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 class Pictures:
@@ -51,160 +241,111 @@ class Pictures:
             x, y, width, height = each["bbox"]
             self.truth[each["image_id"]].append(Truth(names[each["category_id"]], (x, y, x + width, y + height), bool(each["iscrowd"])))
 
-
-def with_pillow(picture: Picture) -> Any:
-    from PIL import Image
-
-    scaled = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)).resize((416, 416), Image.Resampling.BILINEAR)
-    return (np.asarray(scaled, np.float32) / 255).transpose(2, 0, 1)[None]
+    def precision(self, detect: Callable[[Picture], Sequence[Found]]) -> float:
+        return mean_average_precision(self.truth, {number: detect(picture) for number, picture in self.pictures.items()})
 
 
-def with_opencv(picture: Picture) -> Any:
-    scaled = cv2.cvtColor(cv2.resize(picture, (416, 416)), cv2.COLOR_BGR2RGB)
-    return (scaled.astype(np.float32) / 255).transpose(2, 0, 1)[None]
+def femto(cache: Path, threads: int, rounds: int) -> list[dict[str, Any]]:
+    described = Pictures(DATA / "data/coco64")
+    facts = Detection(416, 416, described.labels)
+    manifest = DetectionManifest(FEMTO, "Apache-2.0", "", "onnx", {}, detection=facts)
+    source = DATA / "models/deimv2_hgnetv2_femto_coco_raw.onnx"
+    folder = built(source, manifest, cache / f"{FEMTO}-engine")
+    engines = [open_engine(folder, EngineOptions(threads=threads, spinning=spinning)) for spinning in (False, True)]
+    detectors = [Detector(engine, manifest) for engine in engines]
+    session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
 
+    def as_found(picture: Picture) -> list[Found]:
+        return [Found(each.label, each.score, (each.x0, each.y0, each.x1, each.y1)) for each in detectors[0].detect(picture, 0.0)]
 
-def bare(
-    session: onnxruntime.InferenceSession, prepare: Callable[[Picture], Any], labels: Sequence[str], count: int
-) -> Callable[[Picture], list[Found]]:
-    """The model without us: session.run, a sigmoid, the best `count`."""
+    def as_plain(picture: Picture) -> list[Found]:
+        logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": plainly_prepared(picture, facts)})
+        return plainly_finished(logits, boxes, facts, picture, 100)
 
-    def detect(picture: Picture) -> list[Found]:
-        logits, boxes = session.run(["logits", "pred_boxes"], {"pixel_values": prepare(picture)})
-        scores = 1 / (1 + np.exp(-logits[0]))
-        height, width = picture.shape[:2]
-        found = []
-        for query, label in zip(*np.unravel_index(np.argsort(-scores, axis=None)[:count], scores.shape), strict=True):
-            x, y, w, h = boxes[0, query] * (width, height, width, height)
-            found.append(Found(labels[label], float(scores[query, label]), (x - w / 2, y - h / 2, x + w / 2, y + h / 2)))
-        return found
-
-    return detect
-
-
-def ours(detector: Detector, threshold: float) -> Callable[[Picture], list[Found]]:
-    return lambda picture: [
-        Found(each.label, each.score, (each.x0, each.y0, each.x1, each.y1)) for each in detector.detect(picture, threshold)
-    ]
-
-
-def milliseconds(ways: dict[str, Callable[[Picture], object]], pictures: Sequence[Picture], rounds: int) -> dict[str, float]:
-    """Median over all pictures and rounds. The ways take turns by round: a busy moment hits all of them, and idle threads of one session
-    do not spin into the time of the next."""
-    spent: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, detect in ways.items():
-            detect(pictures[0])
-            for picture in pictures:
-                began_s = time.perf_counter()
-                detect(picture)
-                spent[name].append((time.perf_counter() - began_s) * 1000)
-    return {name: round(statistics.median(each), 2) for name, each in spent.items()}
-
-
-def femto(data: Path, rounds: int) -> list[Row]:
-    described = Pictures(data / "data/coco64")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(str(data / "models" / FEMTO), options, providers=["CPUExecutionProvider"])
-    facts = manifest.Detection(416, 416, described.labels)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model.onnx").symlink_to(data / "models" / FEMTO)
-        model = manifest.DetectionManifest("deimv2-femto", "Apache-2.0", "", "onnx", {}, detection=facts)
-        engine = open_engine(Path(folder), EngineOptions(threads=THREADS))
-        alone = open_engine(Path(folder), EngineOptions(threads=THREADS, spinning=True))
-        detector = Detector(engine, model)
-        prepares = {"same ONNX, cv2 written out": with_opencv}
-        if find_spec("PIL"):
-            prepares["same ONNX, Pillow"] = with_pillow
-        precision = {"hotspare": precision_of(described, ours(detector, 0.0))}
-        # Spinning threads are quicker, and take the cores of the cameras beside them: a bare session has them, ours not unless asked.
-        precision["hotspare, spinning threads"] = precision["hotspare"]
-        ways: dict[str, Callable[[Picture], object]] = {
-            "hotspare": ours(detector, 0.5),
-            "hotspare, spinning threads": ours(Detector(alone, model), 0.5),
-        }
-        for name, prepare in prepares.items():
-            precision[name] = precision_of(described, bare(session, prepare, described.labels, 100))
-            ways[name] = bare(session, prepare, described.labels, 5)
-        spent = milliseconds(ways, list(described.pictures.values()), rounds)
+    maps = {"hotspare": described.precision(as_found), PLAIN: described.precision(as_plain)}
+    ways = {"hotspare": ours(detectors[0]), "hotspare, spinning threads": ours(detectors[1]), PLAIN: plain(source, facts, threads)}
+    rows = rows_of(FEMTO, interleaved(ways, camera_frame(), 10 * rounds))
+    for engine in engines:
         engine.close()
-        alone.close()
-    return [{"model": "deimv2-femto 416", "way": name, "ms": spent[name], "map": round(precision[name], 4)} for name in ways]
+    return [{**row, "map": round(maps.get(row["way"], maps["hotspare"]), 4)} for row in rows]
 
 
-def precision_of(described: Pictures, detect: Callable[[Picture], list[Found]]) -> float:
-    return mean_average_precision(described.truth, {number: detect(picture) for number, picture in described.pictures.items()})
+def picture_work(rounds: int) -> list[list[object]]:
+    """CPU milliseconds on one thread: decoding, scaling, encoding."""
+    frame = camera_frame()
+    jpeg, square = encode_jpeg(frame), Detection(640, 640, ("a",))
+    edges = Detection(800, 1333, ("a",), resize="shortest_edge", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    large, small = Scaler(edges), Scaler(square)
+    place, other = (placement_of(facts, *frame.shape[:2]) for facts in (edges, square))
+    work: dict[str, Callable[[], object]] = {
+        "JPEG decoded": lambda: decode_picture(jpeg),
+        "→ float planes 800x1066": lambda: large.planes([frame], [place], 1),
+        "→ float planes 640x640": lambda: small.planes([frame], [other], 1),
+        "→ bytes 640x640": lambda: small.pixels([frame], [other], 1),
+        "the same written out, 800x1066": lambda: plainly_prepared(frame, edges),
+        "JPEG encoded": lambda: encode_jpeg(frame),
+    }
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    lines: list[list[object]] = []
+    for name, do in work.items():
+        do()
+        times_ms = []
+        for _ in range(20 * rounds):
+            began_s = time.process_time()
+            do()
+            times_ms.append((time.process_time() - began_s) * 1000)
+        lines.append([name, percentile(times_ms, 0.5)])
+    cv2.setNumThreads(threads)
+    return lines
 
 
-def detr(picture: Picture, rounds: int) -> list[Row]:
-    """DETR-ResNet-50 of random weights: the transformers pipeline, and the same weights exported and run by us."""
-    import torch
-    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig, pipeline
-
-    try:
-        from transformers import DetrImageProcessorPil as Processor
-    except ImportError:
-        from transformers import DetrImageProcessor as Processor
-    from PIL import Image
-
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
-    backbone = ResNetConfig(out_features=["stage4"])
-    config = DetrConfig(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, num_labels=91)
-    model = DetrForObjectDetection(config).eval().requires_grad_(False)
-    theirs = pipeline("object-detection", model=model, image_processor=Processor(), device="cpu")
-
-    class Raw(torch.nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: Any) -> Any:
-            answer = self.model(pixel_values)
-            return answer.logits, answer.pred_boxes
-
-    facts = manifest.Detection(
-        800,
-        1333,
-        tuple(map(str, range(91))),
-        resize="shortest_edge",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        scores="softmax",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            Raw(), (torch.zeros(1, 3, 800, 1066),), str(path), input_names=["pixel_values"], output_names=["logits", "pred_boxes"],
-            opset_version=17, dynamo=False,
-        )  # fmt: skip
-        engine = open_engine(Path(folder), EngineOptions(threads=THREADS))
-        detector = Detector(engine, manifest.DetectionManifest("detr", "Apache-2.0", "", "onnx", {}, detection=facts))
-        ways: dict[str, Callable[[Picture], object]] = {
-            "hotspare": lambda each: detector.detect(each, 0.5),
-            "transformers pipeline": lambda each: theirs(Image.fromarray(cv2.cvtColor(each, cv2.COLOR_BGR2RGB)), threshold=0.5),
-        }
-        spent = milliseconds(ways, [picture], rounds)
-        engine.close()
-    return [{"model": "detr-resnet-50 800x1066", "way": name, "ms": spent[name]} for name in ways]
+def model_table(model: str, rows: Sequence[dict[str, Any]]) -> Any:
+    keys = ("ms", "pre_ms", "run_ms", "post_ms", "cpu_ms", "delta", "map", "neighbours")
+    lines: list[list[object]] = [[row["way"], *(row.get(key) for key in keys)] for row in rows]
+    own, peers = ([row for row in rows if (row["way"] in (PLAIN, PEER)) == is_peer] for is_peer in (False, True))
+    for peer, row in itertools.product(peers, own):
+        ratios = [f"{peer[key] / row[key]:.2f}×" if key in ("ms", "cpu_ms") else "" for key in keys[:5]]
+        lines.append([f"{peer['way']} ÷ {row['way']}", *ratios])
+    lines = [line + [""] * (len(keys) + 1 - len(line)) for line in lines]
+    return table(model, ["way", "frame → boxes ms", "pre", "run", "post", "CPU ms", "largest Δ", "mAP", "neighbours"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
-    data = Path(os.environ.get("HOTSPARE_TEST_DATA", Path(__file__).parents[2] / "shared"))
-    rows = femto(data, rounds)
-    if find_spec("torch") and find_spec("transformers"):
-        rows += detr(cv2.resize(decode_picture((data / "data/two_cats.png").read_bytes()), (1280, 960)), rounds)
-    else:
-        print("transformers and torch are not installed here: their pipeline is not timed\n")
-    print(f"{'model':<26}{'way':<30}{'ms':>10}{'mAP':>9}")
-    for row in rows:
-        print(f"{row['model']:<26}{row['way']:<30}{row['ms']:>10.1f}{row.get('map', float('nan')):>9.4f}")
-    versions = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
-    print(json.dumps({"bench": "vision", "threads": THREADS, "rounds": rounds, "rows": rows, "versions": versions}))
+    parser.add_argument("--models", nargs="+", choices=(*RANDOM, FEMTO), default=[*RANDOM, FEMTO], metavar="MODEL", help="(%(default)s)")
+    parser.add_argument(
+        "--peer-python", type=Path, metavar="PYTHON", help="an interpreter with torch and transformers (ours, if it has them)"
+    )
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache/bench-vision", help="where models are kept (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    if min(given.rounds, given.threads) < 1:
+        parser.error("rounds and threads are 1 at least")
+    python, cache = given.peer_python or Path(sys.executable), given.cache.absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    found = subprocess.run([str(python), "-c", "import torch, transformers"], capture_output=True, check=False).returncode == 0
+    figures: dict[str, Any] = {"bench": "vision", "machine": machine(), "threads": given.threads, "rows": []}
+    notes, tables = [f"onnxruntime {version('onnxruntime')}, OpenCV {cv2.__version__}, {given.threads} threads, frames of 1280x960"], []
+    for name in given.models:
+        rows = []
+        if name == FEMTO:
+            rows = femto(cache, given.threads, given.rounds)
+        elif found:
+            with random_model(name, cache, python, given.threads) as (ways, delta):
+                rows = rows_of(name, interleaved(ways, camera_frame(), given.rounds))
+                rows = [{**row, "delta": delta} if row["way"].startswith("hotspare") else row for row in rows]
+        else:
+            notes.append(f"{name}: not measured, {python} has no torch and transformers; name one that has with --peer-python")
+        figures["rows"] += rows
+        tables += [model_table(name, rows)] if rows else []
+    work = picture_work(given.rounds)
+    figures["work"] = {str(name): ms for name, ms in work}
+    tables.append(table("pictures of 1280x960, one thread", ["work", "CPU ms"], work))
+    notes.append(f"neighbours: median of the cores that others used; looks over {QUIET_CORES} count only where fewer than 3 are below it")
+    report(tables, notes, figures, given.json)
 
 
 if __name__ == "__main__":
