@@ -115,6 +115,8 @@ def _deserialise(data: Any, module: Any, artefact: str) -> Plan:
         runtime = module.Runtime(logger)
     except TypeError as error:  # the factory returned nothing: how the bindings tell that CUDA failed
         raise EngineError(f"{artefact}: TensorRT {module.__version__} cannot start: {logger.last_words()}") from error
+    if hasattr(module, "init_libnvinfer_plugins"):  # TensorRT-RTX has none; a plan of TensorRT may hold NVIDIA's own plugins
+        module.init_libnvinfer_plugins(logger, "")
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise EngineError(f"{artefact} cannot be loaded by TensorRT {module.__version__}: {logger.last_words()}; convert the model again")

@@ -20,6 +20,7 @@ from converters.causal_model import CausalModel
 from converters.decoder_graph import Form, Progress
 from converters.decoder_line import DecoderLine
 from converters.decoder_source import DecoderSource, Matrix
+from converters.errors import ConversionError
 from converters.line import Kind
 from converters.lora import Adapter
 from converters.onnx_from_causal_model import onnx_from_causal_model
@@ -32,7 +33,9 @@ from models.record import to_mapping
 from tests.converters.manifests import generation
 from tests.converters.manifests import request as tiny_request
 from tests.converters.tiny_gguf import Recipe as Tiny
+from tests.converters.test_lora import PROJECTIONS, files, shapes_of
 from tests.converters.tiny_gguf import write_decoder
+from tests.converters.tiny_transformers import weights, write_model
 from tests.models.tasks.conftest import minilm as minilm
 
 How = Callable[[NDArray[Any]], NDArray[Any]]
@@ -125,3 +128,32 @@ def test_a_faulty_decoder_is_refused_and_the_next_step_is_published(tmp_path: Pa
     if how is with_a_nan:
         assert first["worst"]["name"].startswith("blk.1.ffn_norm")
         assert first["worst"]["relative_error"] is None
+
+
+@pytest.mark.parametrize("is_faulty", [False, True])
+def test_each_adapter_has_to_be_proven_beside_the_model(tmp_path: Path, is_faulty: bool) -> None:
+    """Nobody would see a wrong adapter in the answers of the model alone."""
+
+    def write(model: CausalModel, folder: Path, form: Form, progress: Progress, adapters: Sequence[Adapter] = ()) -> None:
+        law, poems = adapters
+        if is_faulty:
+            changes = {name: dataclasses.replace(change, up=change.up * np.float32(1.5)) for name, change in poems.changes.items()}
+            poems = dataclasses.replace(poems, changes=changes)
+        onnx_from_causal_model(model, folder, form, progress, (law, poems))
+
+    sources = {path.stem: path for path in write_model(tmp_path / "source").values()}
+    for name, parts in (("law", PROJECTIONS), ("poems", ("q_proj", "v_proj"))):
+        found = files(tmp_path, name, shapes_of(weights(), parts), 4)
+        sources |= {f"adapter.{name}.config": found.config, f"adapter.{name}.weights": found.weights}
+    published = {role: {"source": f"file:/nowhere/{path.name}"} for role, path in sources.items()}
+    manifest = {**generation(mean_kl=1e-3), "format": "transformers", "files": published}
+    kind = Kind(lambda job: DecoderLine(job, write), decoder_line.converters, copies=1.5)
+    asked = parse_request(json.dumps(tiny_request(manifest, tmp_path / "store", **sources)).encode())
+    kinds = {("transformers", "generation"): kind}
+    if is_faulty:
+        with pytest.raises(ConversionError, match="adapter poems: mean_kl is"):
+            build(asked, lambda phase, fraction, message: None, kinds)
+        return
+    built = build(asked, lambda phase, fraction, message: None, kinds)
+    assert built.engine.record.verdict["passed"]
+    assert built.engine.record.verdict["inputs"] >= 3 * 16

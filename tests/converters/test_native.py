@@ -116,6 +116,23 @@ def test_each_instruction_set_gives_the_logits_of_the_reference(
     engine.close()
 
 
+def test_a_long_text_gives_the_logits_of_the_reference_however_it_is_cut(tmp_path: Path) -> None:
+    """Attention goes over chunks of 256 positions: here are five."""
+    reference = convert(tmp_path / "engine", Recipe())
+    long = np.random.default_rng(6).integers(0, VOCABULARY, 1100).tolist()
+    engine = opened(tmp_path / "engine", context=2048)
+    whole = engine.all_logits(SlotTokens(0, long))
+    assert mean_kl(reference.step(long), whole) < 1e-5
+    single = np.concatenate([engine.step([SlotTokens(1, [token])]).copy() for token in long])
+    np.testing.assert_array_equal(single, whole)
+    for width in (2, 3, 5, 24):
+        engine.truncate(0, 490)
+        for at in range(490, 790, width):
+            found = engine.step([SlotTokens(0, long[at : at + width], logits=width)])
+            np.testing.assert_array_equal(found, whole[at : at + width])
+    engine.close()
+
+
 def test_no_cut_of_a_prompt_and_no_neighbour_changes_a_bit(tmp_path: Path) -> None:
     convert(tmp_path / "engine", Recipe())
     engine = opened(tmp_path / "engine")
