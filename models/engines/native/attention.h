@@ -61,7 +61,7 @@ INLINE void blend(const float *const *weight, int count, const uint16_t *values,
  * [head_dim + 2]: blended values, largest score, sum of weights. */
 static void attend(const hs_model *model, const uint16_t *keys, const uint16_t *values, const float *const *query, const int *position,
                    int count, int first, int last, float *scores, float *const *partial) {
-    const int dim = model->head_dim, stride = (last - first + LANES) / LANES * LANES;
+    const int dim = model->head_dim, stride = (last - first + LANES - 1) / LANES * LANES;
     const float scale = 1.0f / sqrtf((float)dim);
     float *rows[QUERIES];
     for (int q = 0; q < count; q++) rows[q] = scores + (size_t)q * stride;
