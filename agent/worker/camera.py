@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Callable, Deque, Iterator, Optional, Sequence
+from typing import Any, Callable, Deque, Iterator, Optional, Sequence
 
 from agent.worker.sources import OPEN_TIMEOUT_S, Grab, Source, SourceError, open_source
 from models.pictures import Picture
@@ -122,6 +122,8 @@ class Camera:
     ) -> None:
         self.source = source
         self.slot = Slot(is_patient=not source.is_paced)
+        # Gets each packet of an encoded source as it comes in, on the camera's thread; replaced at any time.
+        self.tap: Optional[Callable[[Any], None]] = None
         self._wake = wake
         self._stall_s = stall_s
         self._backoff = backoff or Backoff()
@@ -165,7 +167,7 @@ class Camera:
         while not self._stop.is_set():
             self._enter("connecting", self._state.message, self._state.failures)
             try:
-                self._capture(open_source(self.source, self._stop, self._stall_s))
+                self._capture(open_source(self.source, self._stop, self._stall_s, self._tapped))
                 if not self._stop.is_set():
                     self._enter("ended", "the source has come to its end", 0)
                 return
@@ -187,6 +189,11 @@ class Camera:
             self.slot.put(Frame(grab.load, self._sequence, now_s, now_s if grab.at_s is None else grab.at_s))
             if self.slot.is_patient or now_s >= self.slot.due_s - 0.5 / self.source.fps:
                 self._wake()
+
+    def _tapped(self, packet: Any) -> None:
+        tap = self.tap
+        if tap is not None:
+            tap(packet)
 
     def _back_off(self, message: str) -> None:
         lasted = self._state.name == "streaming" and self._last_s - self._streaming_since_s >= self._backoff.reset_s

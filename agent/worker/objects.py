@@ -24,11 +24,10 @@ NOWHERE = Stay()
 
 
 class Clips(Protocol):
-    """Whoever records: `begin` says whether a clip of this event is being made."""
+    """Whoever records: `begin` says whether a clip is made of an event; `ago_s`: before the newest frame."""
 
-    def begin(self, event_id: str, label: str, at_s: float) -> bool: ...
-    def extend(self, event_id: str, at_s: float) -> None: ...
-    def end(self, event_id: str, at_s: float) -> None: ...
+    def begin(self, event_id: str, label: str, ago_s: float) -> bool: ...
+    def end(self, event_id: str, ago_s: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Objects:
         self._waiting.discard(track.track)
         started_s = scene.unix_s - (scene.at_s - track.first_s)
         life = self._lives[track.track] = _Life(fresh_id(started_s), track, started_s, told_s=scene.at_s)
-        if self._clips is not None and self._clips.begin(life.id, track.label, scene.at_s):
+        if self._clips is not None and self._clips.begin(life.id, track.label, scene.at_s - track.first_s):
             life.clip = f"{life.id}.mp4"
         self._note(life, track, scene)
         self._picture(life, scene, is_first=True)
@@ -132,8 +131,6 @@ class Objects:
         self._note(life, track, scene)
         if track.is_seen:
             self._picture(life, scene)
-        if self._clips is not None and life.clip is not None and track.is_seen:
-            self._clips.extend(life.id, scene.at_s)
         if life.state() == life.told or scene.at_s - life.told_s < UPDATE_S or not self._allowance.take():
             return None
         life.told_s = scene.at_s
@@ -160,7 +157,7 @@ class Objects:
             self._waiting.discard(number)
             return []
         if self._clips is not None and life.clip is not None:
-            self._clips.end(life.id, at_s)
+            self._clips.end(life.id, at_s - track.last_s)
         life.stay = Stay((), life.stay.entered, life.stay.dwell_s, ())
         return [self._event("end", life, unix_s - (at_s - track.last_s), size)]
 

@@ -6,7 +6,8 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from agent.worker.wall_clock import WallClock
 from models.engines import EngineError
 from models.pictures import Picture, draw_detections, draw_line, encode_jpeg
 from models.tasks.detection import Detection, Detector
+
+if TYPE_CHECKING:
+    from agent.worker.recording import Recorder
 
 UNSURE = 0.4
 STALE_S = 1.0
@@ -79,7 +83,9 @@ class Pipeline:
         self.pace_fps: Optional[float] = None
         self._detector = detector
         self._masks = Masks(settings.masks)
-        self._meaning = Meaning(settings, self.threshold)
+        self._recorder = self._new_recorder()
+        self._left: List[Recorder] = []
+        self._meaning = Meaning(settings, self.threshold, self._recorder)
         self._unix_s = unix_s or WallClock(is_paced=not camera.slot.is_patient).unix_s
         self._size = (0, 0)
         self._state = ""
@@ -98,7 +104,7 @@ class Pipeline:
     @detector.setter
     def detector(self, detector: Detector) -> None:
         self._detector = detector
-        self._meaning.change(self.settings, self.threshold)
+        self._meaning.change(self.settings, self.threshold, self._recorder)
 
     @property
     def threshold(self) -> float:
@@ -113,10 +119,14 @@ class Pipeline:
 
     def change(self, settings: PipelineSettings, detector: Detector) -> None:
         """Go on with other settings, of the same source, and with the same tracks. The settings have been checked."""
-        if settings.masks != self.settings.masks:
+        before, self.settings, self._detector = self.settings, settings, detector
+        if settings.masks != before.masks:
             self._masks = Masks(settings.masks)
-        self.settings, self._detector = settings, detector
-        self._meaning.change(settings, self.threshold)
+        if (settings.record, settings.media, settings.masks) != (before.record, before.media, before.masks):
+            # Clips that are being made end with what was allowed so far.
+            self._leave_recorder()
+            self._recorder = self._new_recorder()
+        self._meaning.change(settings, self.threshold, self._recorder)
 
     def due_s(self, now_s: float) -> Optional[float]:
         """Since when a frame waits to be looked at; None: there is none, or it is not time yet."""
@@ -130,19 +140,32 @@ class Pipeline:
 
     def camera_events(self) -> List[Event]:
         """One event for each new state of the camera since the last call; a state that was over at once stays unsaid. What was seen by
-        a camera that is gone ends with it."""
+        a camera that is gone ends with it. And what became of recording."""
         state = self.camera.state(time.monotonic())
         # Every try to reconnect passes through `connecting`: that is no news.
         name = "backing_off" if state.name == "connecting" and state.failures else state.name
+        news = [] if self._recorder is None else self._recorder.news()
         if name == self._state or (name == "ended" and self.camera.slot.has_frame):
-            return []
+            return news
         before, self._state = self._state, name
-        events = [Event("camera", {"state": name, "before": before, "message": state.message})]
+        events = news + [Event("camera", {"state": name, "before": before, "message": state.message})]
         return events + self._meaning.lose_sight() if name in GONE else events
 
     def close(self) -> List[Event]:
-        """The last events: what is open ends."""
-        return self._meaning.lose_sight()
+        """The last events: what is open ends, and so do its clips."""
+        events = self._meaning.lose_sight()
+        self._leave_recorder()
+        return events
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether clips are still being finished after `close`."""
+        return any(recorder.is_alive for recorder in self._left)
+
+    def join(self) -> None:
+        """Wait for the clips after `close`."""
+        for recorder in self._left:
+            recorder.join()
 
     def look(self) -> Optional[Look]:
         """Take the newest frame, find, track, count. None: it was too old, or could not be looked at."""
@@ -168,10 +191,13 @@ class Pipeline:
             self._stale += 1
             return None
         try:
-            return Taken(frame, self._masks.apply(frame.load()), time.monotonic())
+            picture = self._masks.apply(frame.load())
         except SourceError as error:
             self.fail(error)
             return None
+        if self._recorder is not None:
+            self._recorder.picture(picture, frame.captured_s)
+        return Taken(frame, picture, time.monotonic())
 
     def fail(self, error: Exception) -> None:
         """A frame could not be looked at: say so, and try again in a while."""
@@ -199,6 +225,25 @@ class Pipeline:
         unix_s = self._unix_s(frame.at_s, frame.captured_s)
         events, shown = self._meaning.see(found, Moment(frame.at_s, unix_s, *self._size, jpeg))
         return Look(tuple(events), shown, frame.sequence, self._ages[-1], self._watched(picture, shown, jpeg))
+
+    def _new_recorder(self) -> Optional[Recorder]:
+        wishes, camera = self.settings, self.camera
+        camera.tap = None
+        if not (wishes.record.enabled and wishes.media):
+            return None
+        from agent.worker.recording import Recorder  # only where something is recorded: a worker without does without PyAV
+
+        recorder = Recorder(wishes.record, Path(wishes.media), self._masks, wishes.fps, camera.source.has_packets)
+        recorder.start()
+        camera.tap = recorder.packet if recorder.copies else None
+        return recorder
+
+    def _leave_recorder(self) -> None:
+        self.camera.tap = None
+        if self._recorder is not None:
+            self._recorder.close()
+            self._left = [each for each in self._left if each.is_alive] + [self._recorder]
+            self._recorder = None
 
     def _watched(self, picture: Picture, shown: Sequence[Track], jpeg: Callable[[], bytes]) -> Optional[bytes]:
         now_s = time.monotonic()
@@ -246,6 +291,7 @@ class Pipeline:
             "width": self._size[0],
             "height": self._size[1],
             "masks": len(self.settings.masks),
+            "recording": {"state": "off", "message": ""} if self._recorder is None else self._recorder.status(),
             **self._meaning.status(),
         }
         truth = self.camera.source.truth(self._shown_s)

@@ -27,6 +27,7 @@ OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pac
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 
 Kind = Literal["conveyor", "file", "stream", "device"]
+Tap = Callable[[Any], None]
 
 
 class SourceError(RuntimeError):
@@ -56,6 +57,11 @@ class Source:
     is_looped: bool = True
     seconds: float = 0.0
     belt: Belt = field(default_factory=lambda: Belt(0, 640, 360), compare=False)
+
+    @property
+    def has_packets(self) -> bool:
+        """Whether it comes encoded, so that it can be kept as it is."""
+        return self.kind in ("file", "stream")
 
     def truth(self, at_s: float) -> Optional[Dict[str, int]]:
         """Objects that crossed the middle of a rendered picture until `at_s`; None: nobody knows."""
@@ -135,12 +141,15 @@ def _place(rest: str) -> str:
     return ("…@" if at else "") + place[0] + ("…" if len(place) > 1 else "")
 
 
-def open_source(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
-    """Open and yield grabs in real time. Ends when the source has an end or `stop` is set; raises SourceError for all other ends."""
-    return OPENERS[source.kind](source, stop, stall_s)
+def open_source(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap] = None) -> Iterator[Grab]:
+    """Open and yield grabs in real time. Ends when the source has an end or `stop` is set; raises SourceError for all other ends.
+
+    tap  gets each packet of an encoded source (`has_packets`), before it is decoded
+    """
+    return OPENERS[source.kind](source, stop, stall_s, tap)
 
 
-def _conveyor(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+def _conveyor(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
     began_s, number = time.monotonic(), 0
     while not stop.is_set():
         at_s = number / source.fps
@@ -152,11 +161,11 @@ def _conveyor(source: Source, stop: threading.Event, stall_s: float) -> Iterator
         number += 1
 
 
-def _file(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+def _file(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
     began_s, offset_s = time.monotonic(), 0.0
     while True:
         last_s = 0.0
-        for frame in _decoded(source, stop, {"protocol_whitelist": "file"}, stall_s):
+        for frame in _decoded(source, stop, {"protocol_whitelist": "file"}, stall_s, tap):
             last_s = frame.time if frame.time is not None else last_s + 1 / source.fps
             at_s = offset_s + last_s
             if source.is_paced and stop.wait(max(0.0, began_s + at_s - time.monotonic())):
@@ -169,7 +178,7 @@ def _file(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Gra
         offset_s += last_s + 1 / source.fps
 
 
-def _stream(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+def _stream(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
     options = {
         "rtsp_transport": "tcp",
         "fflags": "nobuffer",
@@ -178,7 +187,7 @@ def _stream(source: Source, stop: threading.Event, stall_s: float) -> Iterator[G
         "protocol_whitelist": "rtsp,rtsps,rtp,udp,tcp,tls,http,https,httpproxy,crypto",
     }
     opened_s, asked_s, is_drained = time.monotonic(), math.inf, False
-    for frame in _decoded(source, stop, options, stall_s):
+    for frame in _decoded(source, stop, options, stall_s, tap):
         now_s = time.monotonic()
         # What waited in buffers while the stream was probed comes at once; the first frame that lets us wait is the present.
         is_drained = is_drained or now_s - asked_s > 0.5 / (frame.rate or 30.0) or now_s - opened_s > OPEN_TIMEOUT_S + DRAIN_S
@@ -189,7 +198,7 @@ def _stream(source: Source, stop: threading.Event, stall_s: float) -> Iterator[G
         raise SourceError(f"{source.label} ended the stream")
 
 
-def _device(source: Source, stop: threading.Event, stall_s: float) -> Iterator[Grab]:
+def _device(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
     import cv2  # only where a device is used: a build without V4L2 need not fail elsewhere
 
     capture = cv2.VideoCapture(source.address, cv2.CAP_V4L2)
@@ -213,7 +222,7 @@ class _Decoded:
     rate: Optional[float]
 
 
-def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], stall_s: float) -> Iterator[_Decoded]:
+def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], stall_s: float, tap: Optional[Tap]) -> Iterator[_Decoded]:
     """Frames of the first video stream, with the deadlines of FFmpeg's interrupt callback around every read."""
     import av  # only where it is used: a worker with rendered or device cameras alone does without
 
@@ -226,6 +235,8 @@ def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], sta
             rate = float(stream.average_rate) if stream.average_rate else None
             bad = 0
             for packet in container.demux(stream):
+                if tap is not None:
+                    tap(packet)
                 try:
                     frames = packet.decode()
                     bad = 0
@@ -244,7 +255,7 @@ def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], sta
         raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
 
 
-OPENERS: Dict[str, Callable[[Source, threading.Event, float], Iterator[Grab]]] = {
+OPENERS: Dict[str, Callable[[Source, threading.Event, float, Optional[Tap]], Iterator[Grab]]] = {
     "conveyor": _conveyor,
     "file": _file,
     "stream": _stream,

@@ -50,6 +50,7 @@ class VisionService:
         self._models: Dict[str, _Opened] = {}
         self._pipelines: Dict[str, Pipeline] = {}
         self._leaving: List[Camera] = []
+        self._ended: List[Pipeline] = []
 
     def handle(self, message: Any, payload: bytes) -> None:
         if isinstance(message, OpenModel):
@@ -107,6 +108,8 @@ class VisionService:
             self._end(name)
         for camera in self._leaving:
             camera.join()
+        for pipeline in self._ended:
+            pipeline.join()
         for opened in self._models.values():
             opened.engine.close()
         self._models.clear()
@@ -184,6 +187,7 @@ class VisionService:
         pipeline = self._pipelines.pop(name)
         for event in pipeline.close():
             self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
+        self._ended = [each for each in self._ended + [pipeline] if each.is_writing]
         camera = pipeline.camera
         camera.stop()
         # Its thread may be in a read with seconds to go, which the other cameras should not have to wait for.
