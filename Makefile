@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROGRAMS := mosquitto nginx
 TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze cc
 
-.PHONY: run test test-slow test-convert test-py38 test-gpu lint bench clean programs test-programs
+.PHONY: run test test-slow test-convert test-py38 python38 test-gpu lint bench clean programs test-programs
 
 run: .venv/.ready programs  ## start the demo: the whole product on this machine
 	$(BIN)/hotspare demo
@@ -23,6 +23,9 @@ test-convert: .venv-convert/.ready  ## the exporters against torch and transform
 
 test-py38: .venv-py38/.ready  ## the data plane under the interpreter of JetPack 5, in an environment of its own
 	.venv-py38/bin/python -m pytest -p no:cacheprovider tests/models tests/agent/worker tests/agent/test_worker_protocol.py tests/converters/tensorrt
+
+python38:
+	@echo "$(PYTHON38)"
 
 test-gpu: .venv/.ready  ## engines on the NVIDIA GPU of this machine
 	$(BIN)/python -m pytest -m gpu tests/gpu

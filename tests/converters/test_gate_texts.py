@@ -32,8 +32,8 @@ from models.catalog import load_catalog
 from models.record import to_mapping
 from tests.converters.manifests import generation
 from tests.converters.manifests import request as tiny_request
-from tests.converters.tiny_gguf import Recipe as Tiny
 from tests.converters.test_lora import PROJECTIONS, files, shapes_of
+from tests.converters.tiny_gguf import Recipe as Tiny
 from tests.converters.tiny_gguf import write_decoder
 from tests.converters.tiny_transformers import weights, write_model
 from tests.models.tasks.conftest import minilm as minilm
