@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ class EventKeeper:
         self._came = anyio.Event()
         self._problem = ""
         self.dropped = 0
-        self.kept: dict[tuple[str, str], int] = {}
+        self.kept: Mapping[tuple[str, str], int] = {}
 
     def offer(self, event: CameraEvent, payload: bytes = b"") -> None:
         """Take an `object` event; others are no story that is kept."""
@@ -167,10 +167,12 @@ class EventKeeper:
         taken = self._store.save(records)
         if taken < len(records):
             logger.warning("%d events came again after their end", len(records) - taken)
+        kept = dict(self.kept)
         for record in records:
             if record.ended_at is not None:
                 key = (record.camera, record.label)
-                self.kept[key] = self.kept.get(key, 0) + 1
+                kept[key] = kept.get(key, 0) + 1
+        self.kept = kept  # read by others on the event loop
 
     def _tidy(self) -> None:
         """What a killed node left: open events, files without an event, events that promise a file that is not there."""

@@ -25,6 +25,7 @@ from agent.http import (
     page,
     sightings,
 )
+from agent.http.camera_metrics import CameraCollector
 from agent.http.collaborators import Limits, Services
 from agent.http.context import Context
 from agent.http.front import Front, InFlight
@@ -45,6 +46,8 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     """Wire the endpoints. Reads the page's files and nothing else."""
     limits = limits or Limits()
     metrics = Metrics(registry, services.node.snapshot)
+    if services.vision is not None:
+        registry.register(CameraCollector(services.vision, services.sightings))
     context = Context(services, limits, metrics)
     in_flight = InFlight()
     # The interactive documentation of FastAPI loads scripts from a CDN; the schema at /openapi.json is enough.

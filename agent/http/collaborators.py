@@ -259,7 +259,10 @@ class Cameras(Protocol):
 
 
 class Sightings(Protocol):
-    """What the cameras saw; see agent/cameras/keeper.py."""
+    """What the cameras saw; see agent/cameras/keeper.py. `kept` counts by (camera, label) since the start."""
+
+    kept: Mapping[tuple[str, str], int]
+    dropped: int
 
     async def page(self, wanted: Filter, before: int | None, limit: int) -> Sequence[EventRecord]: ...
 

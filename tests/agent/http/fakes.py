@@ -127,6 +127,7 @@ class Eyes:
     left: anyio.Event = field(default_factory=anyio.Event)
     failure: Exception | None = None
     asked: tuple[str, bytes, float | None, bool] | None = None
+    report: Mapping[str, Any] = field(default_factory=lambda: {"state": "streaming", "fps": 12.0, "model": "boxes"})
 
     async def detect(self, model: str, image: bytes, threshold: float | None, annotate: bool) -> Picture:
         self.asked = (model, image, threshold, annotate)
@@ -136,7 +137,7 @@ class Eyes:
         return Picture(64, 48, 12.5, [found], self.jpeg if annotate else None)
 
     def cameras(self) -> Sequence[Mapping[str, Any]]:
-        return [{"id": "belt", "state": "streaming", "fps": 12.0, "model": "boxes"}]
+        return [{"id": "belt", **self.report}]
 
     async def snapshot(self, camera: str) -> bytes:
         return self.jpeg

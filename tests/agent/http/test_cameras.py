@@ -190,3 +190,25 @@ async def test_without_keys_orders_are_taken_from_this_machine_only_and_with_key
     house.key_digests = (hashlib.sha256(b"sesame").digest(),)
     assert await patch(house, "127.0.0.1") == 401
     assert await patch(house, "10.0.0.9", authorization="Bearer sesame") == 200
+
+
+async def test_metrics_tell_of_each_camera(client: httpx.AsyncClient, house: House) -> None:
+    house.vision.report = {
+        "state": "streaming", "camera_fps": 25.0, "fps": 9.9, "fps_wanted": 10.0, "latency_ms": 3.5, "is_slowed": True, "failures": 0,
+        "processed": 120, "connections": 2, "stalls": 1, "age_ms_p50": 12.0, "age_ms_p95": None,
+        "skipped": {"not_due": 200, "busy": 3, "stale": 0},
+    }  # fmt: skip
+    text = (await client.get("/metrics")).text
+    for line in (
+        'hotspare_camera_streaming{camera="belt"} 1.0',
+        'hotspare_camera_fps_in{camera="belt"} 25.0',
+        'hotspare_camera_slowed{camera="belt"} 1.0',
+        'hotspare_camera_dropped_total{camera="belt",cause="busy"} 3.0',
+        'hotspare_camera_frame_age_ms{camera="belt",quantile="0.5"} 12.0',
+        'hotspare_camera_connections_total{camera="belt"} 2.0',
+        'hotspare_camera_stalls_total{camera="belt"} 1.0',
+        'hotspare_camera_inference_ms{camera="belt"} 3.5',
+        "hotspare_camera_events_dropped_total 0.0",
+    ):
+        assert f"{line}\n" in text, line
+    assert 'quantile="0.95"' not in text  # not measured yet is not zero
