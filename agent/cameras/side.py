@@ -62,7 +62,9 @@ class CameraSide:
         """`url`: where people reach the node's page, empty while nobody knows."""
         prefix, memory = wanted.prefix, self._state / "home_assistant.json"
         devices = partial(self._devices, node, url)
-        self._broadcast = Broadcast(node, events, session, self.vision.cameras, devices, prefix, wanted.image_s, memory)
+        self._broadcast = Broadcast(
+            node, events, session, self.vision.cameras, self.orders.settings, devices, prefix, wanted.image_s, memory
+        )
 
     def _devices(self, node: str, url: Callable[[], str]) -> list[Device]:
         return [

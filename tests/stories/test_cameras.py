@@ -1,0 +1,183 @@
+"""Cameras of a running node: changed by file, HTTP and MQTT; cut off by the death of their worker; told to Home Assistant."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from agent.demo.stage import to_toml
+from agent.link.broker import Broker
+from agent.link.mqtt import Link
+from agent.protocol import topics
+from agent.protocol.messages import CameraState, Command
+from agent.protocol.ulid import new_ulid
+from agent.protocol.wire import decode, encode, wire_now
+from tests.stories.house import House, Node, needs_programs, until
+
+pytestmark = [pytest.mark.anyio, needs_programs]
+BELT = {"id": "belt", "source": "conveyor:?seed=3", "model": "conveyor-detr", "fps": 6.0, "labels": ["parcel", "ball"]}
+GATE = {"name": "gate", "points": [[0.3, 0.0], [0.7, 0.0], [0.7, 1.0], [0.3, 1.0]]}
+
+
+ENTITIES = ("image/spare-1/belt_picture", "binary_sensor/spare-1/belt_zone_gate", "binary_sensor/spare-1/belt_zone_gate_ball")
+
+
+class Ear:
+    """The last payload of each topic."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.said: dict[str, bytes] = {}
+
+    async def listen(self) -> None:
+        async for message in self.link.messages():
+            self.said[message.topic] = message.payload
+            self.link.acknowledge(message)
+
+    def state(self, camera: str) -> CameraState | None:
+        payload = self.said.get(f"hotspare-data/v1/spare-1/{camera}/state")
+        return decode(CameraState, payload) if payload else None
+
+    async def order(self, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        identifier = new_ulid()
+        command = Command(id=identifier, op=op, node="spare-1", epoch=None, issued_at=wire_now(), deadline_s=20.0, issuer="test", args=args)
+        await self.link.publish(topics.command("spare-1", op), encode(command), expiry_s=20)
+
+        async def ended() -> dict[str, Any] | None:
+            told = json.loads(self.said.get(topics.result("spare-1", identifier), b"{}"))
+            return told if told.get("status") in ("succeeded", "rejected", "failed") else None
+
+        result: dict[str, Any] = await until(ended, 20.0, f"{op} ended")
+        return result
+
+
+@asynccontextmanager
+async def hearing(port: int) -> AsyncIterator[Ear]:
+    async with Link(Broker("127.0.0.1", port, "ear", session_expiry_s=0)) as link, anyio.create_task_group() as tasks:
+        await link.subscribe(["hotspare-data/#", "homeassistant/#", f"{topics.ROOT}/+/res/+"])
+        ear = Ear(link)
+        tasks.start_soon(ear.listen)
+        yield ear
+        tasks.cancel_scope.cancel()
+
+
+async def cameras(node: Node) -> dict[str, dict[str, Any]]:
+    return {camera["id"]: camera for camera in (await node.client.get("/cameras")).json()["data"]}
+
+
+async def until_streaming(node: Node, *wanted: str) -> dict[str, dict[str, Any]]:
+    async def stream() -> dict[str, dict[str, Any]] | None:
+        now = await cameras(node)
+        return now if set(now) == set(wanted) and all(camera["state"] == "streaming" for camera in now.values()) else None
+
+    now: dict[str, dict[str, Any]] = await until(stream, 20.0, f"{wanted} streaming")
+    return now
+
+
+async def test_cameras_are_changed_while_they_run(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    mqtt = {"host": "127.0.0.1", "port": house.broker}
+    settings = house.node_settings(
+        "spare-1", models={"serve": []}, worker={"threads": 1}, mqtt=mqtt, home_assistant={"prefix": "homeassistant"}
+    )
+    settings["cameras"] = [BELT]
+    async with house.mosquitto(), hearing(house.broker) as ear, house.node(settings) as node:
+        await node.until_serving("conveyor-detr")
+        await until_streaming(node, "belt")
+        await changed_by_file(house, node, settings)
+        await changed_by_mqtt(ear, node)
+        await refused(node)
+        await told_to_home_assistant(ear)
+        await survives_its_worker(node)
+        assert (await node.client.delete("/cameras/belt")).status_code == 200
+
+        async def cleared() -> bool:
+            return all(
+                not payload for topic, payload in ear.said.items() if "/belt" in topic and topic.endswith(("/state", "/config", "/image"))
+            )
+
+        await until(cleared, 15.0, "what was retained of the camera is cleared")
+
+
+async def changed_by_file(house: House, node: Node, settings: dict[str, Any]) -> None:
+    file = house.folder / "spare-1.toml"
+    file.write_text(to_toml({**settings, "cameras": [BELT, {**BELT, "id": "second", "source": "conveyor:?seed=9"}]}))
+    now = await until_streaming(node, "belt", "second")
+    assert now["belt"]["connections"] == 1  # nobody touched it
+    file.write_text(to_toml(settings) + "\n[[cameras]]\nid = 'BAD NAME'\n")
+    node.process.send_signal(signal.SIGHUP)
+
+    async def complained() -> bool:
+        return any("not taken" in event["message"] and "cameras" in event["message"] for event in (await node.state())["events"])
+
+    await until(complained, 10.0, "a file that cannot be used is reported")
+    assert set(await cameras(node)) == {"belt", "second"}
+
+
+async def changed_by_mqtt(ear: Ear, node: Node) -> None:
+    result = await ear.order("camera.set", {"id": "belt", "settings": {"zones": [GATE]}})
+    assert (result["status"], result["output"]) == ("succeeded", {"camera": "belt"})
+    told = (await node.client.get("/cameras/belt")).json()
+    assert (told["settings"]["zones"], told["connections"], told["origin"]) == ([GATE], 1, "order")
+    result = await ear.order("camera.set", {"id": "belt", "settings": {"zones": [{**GATE, "points": [[0, 0], [3, 0], [1, 1]]}]}})
+    assert (result["status"], result["output"]) == ("rejected", {"field": "zones[0].points[1][0]"})
+    assert (await ear.order("camera.remove", {"id": "second"}))["status"] == "succeeded"
+    await until_streaming(node, "belt")
+    assert (await ear.order("camera.reset", {"id": "second"}))["output"] == {"camera": "second", "changed": True}
+    await until_streaming(node, "belt", "second")
+
+
+async def refused(node: Node) -> None:
+    """The worker has the last word, and then all is as before."""
+    answer = await node.client.patch("/cameras/belt", json={"fps": 3.0, "colour": "red"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "colour")
+    told = (await node.client.get("/cameras/belt")).json()
+    assert (told["settings"]["fps"], told["connections"]) == (6.0, 1)
+
+
+async def told_to_home_assistant(ear: Ear) -> None:
+    async def occupied() -> bool:
+        state = ear.state("belt")
+        return state is not None and bool(state.zones.get("gate")) and "hotspare-data/v1/spare-1/belt/image" in ear.said
+
+    await until(occupied, 20.0, "the zone holds something, and there is a picture")
+    assert ear.said["hotspare-data/v1/spare-1/belt/image"][:2] == b"\xff\xd8"
+    wanted = [f"homeassistant/{entity}/config" for entity in ENTITIES]
+
+    async def announced() -> bool:
+        return all(ear.said.get(topic) for topic in wanted)
+
+    await until(announced, 10.0, "the camera, its zone and its classes are devices and entities")
+
+
+async def survives_its_worker(node: Node) -> None:
+    """Killed in the middle of an event: the event is ended with a mark, the camera comes back, new events begin."""
+
+    async def open_events() -> list[str]:
+        page = (await node.client.get("/cameras/belt/events", params={"limit": 200})).json()
+        return [event["id"] for event in page["data"] if event["state"] == "open"]
+
+    cut = await until(open_events, 20.0, "an event that goes on")
+    state = await node.state()
+    (pid,) = [worker["pid"] for worker in state["workers"] if worker["name"] == "vision"]
+    os.kill(pid, signal.SIGKILL)
+
+    async def ended() -> bool:
+        events = [(await node.client.get(f"/events/{identifier}")).json() for identifier in cut]
+        return all(event["state"] == "ended" for event in events) and "worker_lost" in {event["ended_by"] for event in events}
+
+    await until(ended, 10.0, "the events are ended")
+    await until_streaming(node, "belt", "second")
+
+    async def begun() -> bool:
+        return bool(set(await open_events()) - set(cut))
+
+    await until(begun, 20.0, "new events begin")
