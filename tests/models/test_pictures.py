@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -70,6 +72,62 @@ def test_a_huge_jpeg_is_refused_by_its_header() -> None:
         decode_picture(bytes(data))
 
 
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    data = encoded(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    scan = data.rindex(b"\xff\xda")
+    with pytest.raises(PictureError, match="scans"):
+        decode_picture(data[:-2] + data[scan:-2] * 200 + data[-2:])
+
+
+def saved(mode: str, form: str, **options: object) -> bytes:
+    """The scene in another colour model, as Pillow writes it."""
+    image = pytest.importorskip("PIL.Image")
+    file = io.BytesIO()
+    image.fromarray(np.ascontiguousarray(scene()[:, :, ::-1])).convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "tolerance"),
+    [
+        ("CMYK", "JPEG", 4),
+        ("RGBA", "PNG", 0),
+        ("P", "PNG", 30),
+        ("RGBA", "WEBP", 4),
+        ("L", "PNG", 60),
+        ("LA", "PNG", 60),
+        ("L", "JPEG", 60),
+    ],
+)
+def test_other_colour_models_become_three_channels(mode: str, form: str, tolerance: float) -> None:
+    picture = decode_picture(saved(mode, form, **({"lossless": True} if form == "WEBP" else {})))
+    assert picture.shape == (90, 120, 3)
+    assert picture.dtype.name == "uint8"
+    assert np.abs(picture.astype(int) - scene().astype(int)).mean() <= tolerance
+
+
+def test_sixteen_bits_become_eight() -> None:
+    deep = bytes(cv2.imencode(".png", scene().astype(np.uint16) * 257)[1])
+    np.testing.assert_array_equal(decode_picture(deep), scene())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(orientation: int) -> None:
+    """Each orientation of EXIF says how the stored picture has to be turned; stored here is the inverse of it."""
+    image = pytest.importorskip("PIL.Image")
+    stored = {
+        1: lambda upright: upright, 2: np.fliplr, 3: lambda upright: np.rot90(upright, 2), 4: np.flipud,
+        5: lambda upright: upright.transpose(1, 0, 2), 6: np.rot90,
+        7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2), 8: lambda upright: np.rot90(upright, 3),
+    }[orientation](scene())  # fmt: skip
+    exif, file = image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    image.fromarray(np.ascontiguousarray(stored[:, :, ::-1])).save(file, "JPEG", quality=95, exif=exif)
+    picture = decode_picture(file.getvalue())
+    assert picture.shape == scene().shape
+    assert np.abs(picture.astype(int) - scene().astype(int)).mean() < 4
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFFxxxxWEBP"]))
 def test_any_bytes_decode_or_are_refused(data: bytes, start: bytes) -> None:
     try:
@@ -90,3 +148,23 @@ def test_drawing_marks_the_box_and_leaves_the_original_alone(size: tuple[int, in
     draw_line(drawn, (0.5, 0.0), (0.5, 1.0), "cat 3")
     assert tuple(drawn[round(height * 0.95), round(0.5 * (width - 1))]) == (255, 255, 255)
     assert decode_picture(encode_jpeg(drawn)).shape == drawn.shape
+
+
+def test_captions_keep_out_of_each_others_way() -> None:
+    """Two boxes that begin at one corner: both captions can be read."""
+    picture = np.full((240, 320, 3), 128, np.uint8)
+    pair = [Detection("cat", 0.9, 50, 50, 200, 200), Detection("dog", 0.8, 50, 50, 210, 190)]
+    drawn = draw_detections(picture, pair)
+    alone = [int((draw_detections(picture, [each]) == colour_of(each.label)).all(axis=2).sum()) for each in pair]
+    together = [int((drawn == colour_of(each.label)).all(axis=2).sum()) for each in pair]
+    assert colour_of("cat") != colour_of("dog")
+    for one, both in zip(alone, together, strict=True):
+        assert both > 0.6 * one
+
+
+def test_a_track_s_number_stands_in_its_caption() -> None:
+    picture = np.full((240, 320, 3), 128, np.uint8)
+    box = {"label": "cat", "score": 0.9, "x0": 50, "y0": 50, "x1": 200, "y1": 200}
+    plain, numbered = (draw_detections(picture, [SimpleNamespace(**box, **more)]) for more in ({}, {"track": 12}))
+    wide = [np.flatnonzero((each[40] == colour_of("cat")).all(axis=1)).max() for each in (plain, numbered)]
+    assert wide[1] > wide[0]
