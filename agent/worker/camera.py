@@ -47,12 +47,14 @@ class Backoff:
 
 @dataclass(frozen=True)
 class CameraState:
-    """name: connecting, streaming, stalled, backing_off, ended. `failures` in a row; `connections` that gave a frame, in all."""
+    """name: connecting, streaming, stalled, backing_off, ended. `failures` in a row; `connections` that gave a frame, in all;
+    `retry_at_s`: when it is tried again, while it backs off."""
 
     name: str
     message: str = ""
     failures: int = 0
     connections: int = 0
+    retry_at_s: Optional[float] = None
 
 
 class Slot:
@@ -119,9 +121,11 @@ class Camera:
         stall_s: float = 3.0,
         backoff: Optional[Backoff] = None,
         jitter: Callable[[], float] = random.random,
+        is_patient: Optional[bool] = None,
     ) -> None:
+        """`is_patient`: whether the source waits until its frame was looked at; None: as the source is, paced or not."""
         self.source = source
-        self.slot = Slot(is_patient=not source.is_paced)
+        self.slot = Slot(is_patient=not source.is_paced if is_patient is None else is_patient)
         # Gets each packet of an encoded source as it comes in, on the camera's thread; replaced at any time.
         self.tap: Optional[Callable[[Any], None]] = None
         self._wake = wake
@@ -146,6 +150,10 @@ class Camera:
             silent_s = now_s - self._last_s
             return CameraState("stalled", f"no frame for {silent_s:.0f} s", state.failures, state.connections)
         return state
+
+    def silent_s(self, now_s: float) -> Optional[float]:
+        """Since when there was no frame; None: there was none ever."""
+        return now_s - self._last_s if self._last_s else None
 
     @property
     def is_alive(self) -> bool:
@@ -198,13 +206,14 @@ class Camera:
     def _back_off(self, message: str) -> None:
         lasted = self._state.name == "streaming" and self._last_s - self._streaming_since_s >= self._backoff.reset_s
         failures = 1 if lasted else self._state.failures + 1
-        self._enter("backing_off", message, failures)
-        self._stop.wait(self._backoff.delay_s(failures, self._jitter()))
+        delay_s = self._backoff.delay_s(failures, self._jitter())
+        self._enter("backing_off", message, failures, time.monotonic() + delay_s)
+        self._stop.wait(delay_s)
 
-    def _enter(self, name: str, message: str, failures: int) -> None:
+    def _enter(self, name: str, message: str, failures: int, retry_at_s: Optional[float] = None) -> None:
         before = self._state
         connections = before.connections + (name == "streaming")
-        self._state = CameraState(name, message, failures, connections)
+        self._state = CameraState(name, message, failures, connections, retry_at_s)
         if name == "backing_off":
             if before.failures == 0 or before.name == "streaming":
                 LOG.warning("camera %s is lost: %s", self.source.label, message)

@@ -28,6 +28,7 @@ from agent.worker_protocol import (
     Failed,
     Generate,
     OpenModel,
+    Pace,
     ProtocolError,
     Ready,
     Report,
@@ -107,6 +108,7 @@ ROUTES: Dict[Type[Any], str] = {
     StartPipeline: "vision",
     StopPipeline: "vision",
     Watch: "vision",
+    Pace: "vision",
 }
 
 

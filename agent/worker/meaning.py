@@ -35,7 +35,7 @@ class Meaning:
     def __init__(self, settings: PipelineSettings, threshold: float, clips: Optional[Clips] = None) -> None:
         self._settings = settings
         self._allowance = Allowance()
-        self._tracker = Tracker(TrackerSettings(sure=threshold))
+        self._tracker = Tracker(tracker_settings(threshold, settings.fps))
         self._objects = Objects(settings.labels, self._allowance, clips)
         self._zones = ZoneWatch(settings.zones)
         self._counters: Dict[str, LineCounter] = {}
@@ -43,9 +43,8 @@ class Meaning:
         self._size = (0, 0)
         self._last = (0.0, 0.0)
 
-    def change(self, settings: PipelineSettings, threshold: float, clips: Optional[Clips] = None) -> None:
+    def change(self, settings: PipelineSettings, clips: Optional[Clips] = None) -> None:
         before, self._settings = self._settings, settings
-        self._tracker.settings = TrackerSettings(sure=threshold)
         self._objects.change(settings.labels, clips)
         self._zones.change(settings.zones)
         names = {line.name for line in settings.all_lines}
@@ -53,10 +52,20 @@ class Meaning:
         if settings.masks != before.masks:
             self._objects.forget_pictures()
 
+    def expect(self, threshold: float, fps: float) -> None:
+        """From which score on a detection is sure, and how many frames a second to reckon with."""
+        self._tracker.settings = tracker_settings(threshold, fps)
+
     def see(self, found: Sequence[Detection], moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
         """Events of one frame, and the tracks that are worth showing in it."""
+        return self._understood(self._tracker.update(found, moment.at_s), moment)
+
+    def see_nothing_moved(self, moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
+        """The same for a frame that is like the last one: nobody came or went, but who stays may begin to loiter."""
+        return self._understood(self._tracker.hold(moment.at_s), moment)
+
+    def _understood(self, update: Update, moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
         size = (moment.width, moment.height)
-        update = self._tracker.update(found, moment.at_s)
         self._allowance.pass_to(moment.at_s)
         crossings = [crossing for counter in self._lines(size) for crossing in counter.update(update.tracks, moment.at_s)]
         crossings = [crossing for crossing in crossings if self._objects.concerns(crossing.label)]
@@ -129,6 +138,12 @@ class Meaning:
     def _occupancy(self, at_s: float, are_final: bool = False) -> List[Event]:
         changes = self._zones.changes(at_s, are_final)
         return [Event("zone", {"zone": each.zone, "label": each.label, "count": each.count}) for each in changes]
+
+
+def tracker_settings(threshold: float, fps: float) -> TrackerSettings:
+    """Tracks outlive three frames that miss them, also where there is one a second or fewer."""
+    usual = TrackerSettings()
+    return TrackerSettings(sure=threshold, forget_s=max(usual.forget_s, 3 / fps), unsure_s=max(usual.unsure_s, 6 / fps))
 
 
 def is_shown(track: Track, at_s: float) -> bool:

@@ -15,6 +15,7 @@ from agent.worker.camera import Camera, Frame, rate
 from agent.worker.events import Event
 from agent.worker.masks import Masks
 from agent.worker.meaning import Meaning, Moment
+from agent.worker.motion import MotionGate
 from agent.worker.settings import PipelineSettings as PipelineSettings
 from agent.worker.sources import SourceError
 from agent.worker.tracker import Track
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from agent.worker.recording import Recorder
 
 UNSURE = 0.4
-STALE_S = 1.0
+PAUSED_FPS = 0.1
+STALE_S = 0.5
 RETRY_S = 5.0
 EARLY = 0.2
 WINDOW = 200
@@ -62,11 +64,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Taken:
-    """A frame that is to be looked at, its masks applied. `began_s` is monotonic."""
+    """A frame that is to be looked at, its masks applied. `began_s` is monotonic; `is_still`: it shows what the last one showed, and
+    needs no detector."""
 
     frame: Frame
     picture: Picture
     began_s: float
+    is_still: bool = False
 
 
 class Pipeline:
@@ -80,9 +84,10 @@ class Pipeline:
         self.settings = settings
         self.camera = camera
         self.watchers = Watchers()
-        self.pace_fps: Optional[float] = None
+        self._pace_fps: Optional[float] = None
         self._detector = detector
         self._masks = Masks(settings.masks)
+        self._gate = MotionGate(settings.motion)
         self._recorder = self._new_recorder()
         self._left: List[Recorder] = []
         self._meaning = Meaning(settings, self.threshold, self._recorder)
@@ -94,7 +99,7 @@ class Pipeline:
         self._looks: Deque[float] = deque(maxlen=WINDOW)
         self._ages: Deque[float] = deque(maxlen=WINDOW)
         self._latencies: Deque[float] = deque(maxlen=WINDOW)
-        self._processed = self._stale = 0
+        self._processed = self._stale = self._still = 0
         camera.slot.due_s = time.monotonic()
 
     @property
@@ -104,7 +109,7 @@ class Pipeline:
     @detector.setter
     def detector(self, detector: Detector) -> None:
         self._detector = detector
-        self._meaning.change(self.settings, self.threshold, self._recorder)
+        self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
 
     @property
     def threshold(self) -> float:
@@ -112,28 +117,41 @@ class Pipeline:
         return self._detector.facts.threshold if self.settings.threshold is None else self.settings.threshold
 
     @property
+    def unsure(self) -> float:
+        """Score from which a detection counts at all, if only to hold what was seen for sure."""
+        return self.threshold * UNSURE
+
+    @property
     def fps(self) -> float:
-        """Frames to look at per second: as set, or the pace while the device is needed elsewhere, but never less than the floor."""
+        """Frames to look at per second: as set, or the pace while the device is needed elsewhere, but not below the floor; 0: none."""
         wanted = self.settings.fps
-        return wanted if self.pace_fps is None else min(wanted, max(self.pace_fps, self.settings.floor_fps))
+        return wanted if self._pace_fps is None else min(wanted, max(self._pace_fps, self.settings.floor_fps))
+
+    def slow_to(self, fps: Optional[float]) -> None:
+        """Set the pace while the device is needed elsewhere; None: none."""
+        self._pace_fps = fps
+        self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
 
     def change(self, settings: PipelineSettings, detector: Detector) -> None:
         """Go on with other settings, of the same source, and with the same tracks. The settings have been checked."""
         before, self.settings, self._detector = self.settings, settings, detector
         if settings.masks != before.masks:
             self._masks = Masks(settings.masks)
+        if settings.motion != before.motion:
+            self._gate = MotionGate(settings.motion)
         if (settings.record, settings.media, settings.masks) != (before.record, before.media, before.masks):
             # Clips that are being made end with what was allowed so far.
             self._leave_recorder()
             self._recorder = self._new_recorder()
-        self._meaning.change(settings, self.threshold, self._recorder)
+        self._meaning.change(settings, self._recorder)
+        self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
 
     def due_s(self, now_s: float) -> Optional[float]:
         """Since when a frame waits to be looked at; None: there is none, or it is not time yet."""
-        slot, period_s = self.camera.slot, 1 / self.fps
-        captured_s = slot.captured_s
-        if captured_s is None:
+        slot, captured_s = self.camera.slot, self.camera.slot.captured_s
+        if captured_s is None or not self.fps:
             return None
+        period_s = 1 / self.fps
         # A frame from before its time is left for the fresher one that is about to come, unless that stays away.
         is_time = slot.is_patient or captured_s >= slot.due_s - EARLY * period_s or now_s >= slot.due_s + period_s
         return slot.due_s if is_time else None
@@ -172,8 +190,10 @@ class Pipeline:
         taken = self.take()
         if taken is None:
             return None
+        if taken.is_still:
+            return self.follow(taken, ())
         try:
-            found = self.detector.detect(taken.picture, self.threshold * UNSURE)
+            found = self.detector.detect(taken.picture, self.unsure)
         except EngineError as error:
             self.fail(error)
             return None
@@ -197,7 +217,8 @@ class Pipeline:
             return None
         if self._recorder is not None:
             self._recorder.picture(picture, frame.captured_s)
-        return Taken(frame, picture, time.monotonic())
+        is_still = self.settings.motion.enabled and not self._gate.lets_through(picture, frame.at_s)
+        return Taken(frame, picture, time.monotonic(), is_still)
 
     def fail(self, error: Exception) -> None:
         """A frame could not be looked at: say so, and try again in a while."""
@@ -205,14 +226,17 @@ class Pipeline:
         self.camera.slot.due_s = time.monotonic() + RETRY_S
 
     def follow(self, taken: Taken, found: Sequence[Detection]) -> Look:
-        """What the detections mean, the unsure ones among them from `threshold * UNSURE`."""
+        """What the detections mean, the unsure ones among them from `unsure`; those of a still frame do not count."""
         frame, picture = taken.frame, taken.picture
         done_s = time.monotonic()
         self._error = ""
-        self._latencies.append((done_s - taken.began_s) * 1000)
-        self._looks.append(done_s)
         self._ages.append((done_s - frame.captured_s) * 1000)
-        self._processed += 1
+        if taken.is_still:
+            self._still += 1
+        else:
+            self._latencies.append((done_s - taken.began_s) * 1000)
+            self._looks.append(done_s)
+            self._processed += 1
         self._size = (picture.shape[1], picture.shape[0])
         self._shown_s = frame.at_s
         encoded: List[bytes] = []
@@ -223,7 +247,8 @@ class Pipeline:
             return encoded[0]
 
         unix_s = self._unix_s(frame.at_s, frame.captured_s)
-        events, shown = self._meaning.see(found, Moment(frame.at_s, unix_s, *self._size, jpeg))
+        moment = Moment(frame.at_s, unix_s, *self._size, jpeg)
+        events, shown = self._meaning.see_nothing_moved(moment) if taken.is_still else self._meaning.see(found, moment)
         return Look(tuple(events), shown, frame.sequence, self._ages[-1], self._watched(picture, shown, jpeg))
 
     def _new_recorder(self) -> Optional[Recorder]:
@@ -281,10 +306,12 @@ class Pipeline:
             "is_slowed": self.fps < self.settings.fps,
             "camera_fps": round(slot.rate(now_s), 2),
             "processed": self._processed,
-            "skipped": {"not_due": slot.not_due, "busy": slot.busy, "stale": self._stale},
+            "skipped": {"not_due": slot.not_due, "busy": slot.busy, "stale": self._stale, "still": self._still},
             "age_ms_p50": _percentile(self._ages, 50),
             "age_ms_p95": _percentile(self._ages, 95),
             "latency_ms": _percentile(self._latencies, 50),
+            "silent_s": _rounded(self.camera.silent_s(now_s)),
+            "retry_in_s": None if camera.retry_at_s is None else _rounded(max(0.0, camera.retry_at_s - now_s)),
             "connections": camera.connections,
             "failures": camera.failures,
             "is_watched": now_s < self.watchers.until_s,
@@ -303,5 +330,8 @@ class Pipeline:
 def _percentile(values: Deque[float], percent: float) -> Optional[float]:
     if not values:
         return None
-    value = float(np.percentile(values, percent))
-    return round(value, 2) if math.isfinite(value) else None
+    return _rounded(float(np.percentile(values, percent)))
+
+
+def _rounded(value: Optional[float]) -> Optional[float]:
+    return round(value, 2) if value is not None and math.isfinite(value) else None

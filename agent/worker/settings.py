@@ -110,6 +110,11 @@ class PipelineSettings:
     def all_lines(self) -> Tuple[Line, ...]:
         return (() if self.line is None else (self.line,)) + self.lines
 
+    @property
+    def is_patient(self) -> Optional[bool]:
+        """Whether the source waits for every frame to be looked at; None: as the source says itself."""
+        return {"auto": None, "freshest": False, "every_frame": True}[self.mode]
+
     def has_source_of(self, other: PipelineSettings) -> bool:
         """Whether a camera that is open for the other settings serves these as well."""
         # A rendered source is rendered at the rate that is looked at, unless it names its own.
@@ -121,7 +126,11 @@ class PipelineSettings:
         """Raises RecordError where a value cannot be used; the message names the pipeline and the field."""
         try:
             self._check_rates()
-            parse_source(self.source, self.width, self.height, self.fps)
+            source = parse_source(self.source, self.width, self.height, self.fps)
+            if self.mode == "every_frame" and source.kind in ("stream", "device"):
+                raise ValueError(
+                    f"mode: a live source does not wait, so `every_frame` is for files and rendered sources, not {source.label}"
+                )
             _check_names("lines", self.all_lines)
             for name, line in _named(self):
                 check_line(line, name)

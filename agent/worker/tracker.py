@@ -121,6 +121,15 @@ class Tracker:
         self._begin(new, at_s)
         return Update(self._tracks(), ended)
 
+    def hold(self, at_s: float) -> Update:
+        """Take in a picture in which nothing moved: everything is where it was, and seen as it was then."""
+        passed_s = max(0.0, at_s - self._at_s)
+        self._at_s += passed_s
+        self._mean[:, :, 1] = 0.0
+        for life in self._lives:
+            life.last_s, life.sure_s = life.last_s + passed_s, life.sure_s + passed_s
+        return Update(self._tracks(), ())
+
     def forget_all(self) -> Tuple[Track, ...]:
         """End every track, since nobody looks any more: a camera that is gone tells nothing about who left."""
         ended = self._tracks()

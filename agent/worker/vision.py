@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from agent.worker.camera import Camera
+from agent.worker.events import Event
 from agent.worker.loop import Emit, Refusal
-from agent.worker.pipeline import Pipeline, PipelineSettings
+from agent.worker.pipeline import Look, Pipeline, PipelineSettings
 from agent.worker.sources import parse_source
 from agent.worker_protocol import (
     CameraEvent,
@@ -18,15 +19,16 @@ from agent.worker_protocol import (
     Detect,
     Done,
     OpenModel,
+    Pace,
     StartPipeline,
     StopPipeline,
     Watch,
 )
-from models.engines import Engine, EngineOptions, open_engine
+from models.engines import Engine, EngineError, EngineOptions, open_engine
 from models.manifest import DetectionManifest, ManifestError, manifest_from_mapping
 from models.pictures import PictureError, decode_picture, draw_detections, encode_jpeg
 from models.record import RecordError, from_mapping
-from models.tasks.detection import Detector
+from models.tasks.detection import Detection, Detector
 
 WATCH_LIMIT_S = 60.0
 
@@ -42,13 +44,14 @@ class _Opened:
 class VisionService:
     """One detector per model, shared by all pipelines that name it. Frames are served longest overdue first, one in each step."""
 
-    handles = (OpenModel, CloseModel, Detect, StartPipeline, StopPipeline, Watch)
+    handles = (OpenModel, CloseModel, Detect, StartPipeline, StopPipeline, Watch, Pace)
 
     def __init__(self, emit: Emit, wake: Callable[[], None]) -> None:
         self._emit = emit
         self._wake = wake
         self._models: Dict[str, _Opened] = {}
         self._pipelines: Dict[str, Pipeline] = {}
+        self._pace_fps: Optional[float] = None
         self._leaving: List[Camera] = []
         self._ended: List[Pipeline] = []
 
@@ -65,30 +68,52 @@ class VisionService:
             self._pipeline(message.pipeline)
             self._end(message.pipeline)
             self._emit(Done(message.request))
+        elif isinstance(message, Pace):
+            self._pace(message)
         else:
             self._watch(message)
 
     def step(self) -> bool:
-        """Look at one frame, the one that has waited longest since its pipeline was due."""
+        """Look at the frame that has waited longest since its pipeline was due, together with others for the same detector if it takes
+        several at once and they wait already."""
         now_s = time.monotonic()
         due: List[Tuple[float, str]] = []
         for name, pipeline in self._pipelines.items():
-            for event in pipeline.camera_events():
-                self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
+            self._tell(name, pipeline.camera_events())
             due_s = pipeline.due_s(now_s)
             if due_s is not None:
                 due.append((due_s, name))
         if not due:
             return False
-        name = min(due)[1]
-        look = self._pipelines[name].look()
-        if look is not None:
-            for event in look.events:
-                self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
-            if look.jpeg is not None:
-                found = tuple(mapping_of(track, track.track) for track in look.tracks)
-                self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found), look.jpeg)
+        names = [name for _, name in sorted(due)]
+        detector = self._pipelines[names[0]].detector
+        self._look([name for name in names if self._pipelines[name].detector is detector][: detector.batch_max], detector)
         return True
+
+    def _look(self, names: Sequence[str], detector: Detector) -> None:
+        taken = [(name, each) for name in names for each in (self._pipelines[name].take(),) if each is not None]
+        moving = [(name, each) for name, each in taken if not each.is_still]
+        found: Dict[str, Sequence[Detection]] = {name: () for name, each in taken if each.is_still}
+        try:
+            least = min((self._pipelines[name].unsure for name, _ in moving), default=0.0)
+            found.update(zip((name for name, _ in moving), detector.detect_many([each.picture for _, each in moving], least)))
+        except EngineError as error:
+            for name, _ in moving:
+                self._pipelines[name].fail(error)
+        for name, each in taken:
+            if name in found:
+                pipeline = self._pipelines[name]
+                self._show(name, pipeline.follow(each, [one for one in found[name] if one.score >= pipeline.unsure]))
+
+    def _show(self, name: str, look: Look) -> None:
+        self._tell(name, look.events)
+        if look.jpeg is not None:
+            found = tuple(mapping_of(track, track.track) for track in look.tracks)
+            self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found), look.jpeg)
+
+    def _tell(self, name: str, events: Sequence[Event]) -> None:
+        for event in events:
+            self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
 
     def status(self) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, Dict[str, Any]]]:
         models = {
@@ -170,10 +195,19 @@ class VisionService:
         source = parse_source(settings.source, settings.width, settings.height, settings.fps)
         if running is not None:
             self._end(message.pipeline)
-        camera = Camera(source, self._wake, stall_s=max(3.0, 5 / settings.fps))
+        camera = Camera(source, self._wake, stall_s=max(3.0, 5 / settings.fps), is_patient=settings.is_patient)
         pipeline = self._pipelines[message.pipeline] = Pipeline(settings, opened.detector, camera)
+        pipeline.slow_to(self._pace_fps)
         pipeline.camera.start()
         self._emit(Done(message.request, {"source": source.label, "is_reopened": True}))
+
+    def _pace(self, message: Pace) -> None:
+        if message.fps is not None and not 0 <= message.fps <= 120:
+            raise RecordError(f"fps {message.fps} is not in 0..120")
+        self._pace_fps = message.fps
+        for pipeline in self._pipelines.values():
+            pipeline.slow_to(message.fps)
+        self._emit(Done(message.request))
 
     def _watch(self, message: Watch) -> None:
         watchers = self._pipeline(message.pipeline).watchers
@@ -185,8 +219,7 @@ class VisionService:
 
     def _end(self, name: str) -> None:
         pipeline = self._pipelines.pop(name)
-        for event in pipeline.close():
-            self._emit(CameraEvent(name, event.kind, dict(event.data)), event.payload)
+        self._tell(name, pipeline.close())
         self._ended = [each for each in self._ended + [pipeline] if each.is_writing]
         camera = pipeline.camera
         camera.stop()

@@ -59,5 +59,5 @@ def test_a_minute_of_belt(tmp_path: Path, seed: int, fps: float) -> None:
     assert all(each["direction"] == "forward" for each in crossings)
     status = pipeline.status()
     assert status["processed"] == 62 * fps + 1
-    assert status["skipped"] == {"not_due": 0, "busy": 0, "stale": 0}
+    assert not any(status["skipped"].values())
     assert status["counts"] == status["truth"]

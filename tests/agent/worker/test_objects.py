@@ -182,7 +182,8 @@ def test_a_change_keeps_the_track_and_the_event_and_throws_pictures_away_that_sh
         zones=(Zone("right", HALF), Zone("all", ((0, 0), (1, 0), (1, 1), (0, 1)))),
         masks=(Mask("m", HALF),),
     )
-    meaning.change(after, 0.4)
+    meaning.change(after)
+    meaning.expect(0.4, 3.0)
     later = [event for step in range(30) for event in meaning.see([person(150, 80)], moment(2.4 + step / 10))[0]]
     ids = {identity for (identity,) in told(events + later, "id")}
     assert len(ids) == 1

@@ -46,13 +46,13 @@ def number_of(picture: Picture) -> int:
     return sum(int(picture[16:32, BLOCK * bit + 4 : BLOCK * bit + 12].mean() > 127) << bit for bit in range(8))
 
 
-def film(path: Path, seconds: float) -> Path:
+def film(path: Path, seconds: float, frame: Callable[[int], Picture] = numbered) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast", "bf": "2"})
         stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
         stream.codec_context.gop_size = FPS // 2
         for number in range(round(seconds * FPS)):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="bgr24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(number), format="bgr24")))
         container.mux(stream.encode(None))
     return path
 

@@ -1,0 +1,98 @@
+"""Pipelines that hold back: by order while the device is needed elsewhere, by themselves where nothing moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.worker.meaning import Meaning, Moment
+from agent.worker.motion import MotionGate
+from agent.worker.settings import Motion, PipelineSettings, Zone
+from agent.worker_protocol import CameraEvent, Pace
+from models.pictures import Picture
+from models.record import RecordError
+from models.tasks.detection import Detection
+from tests.agent.worker.test_vision import Bench, closing
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with closing(Bench(tmp_path)) as made:
+        yield made
+
+
+def test_cameras_go_at_the_pace_they_are_told_but_not_below_their_floor_and_keep_their_tracks(bench: Bench) -> None:
+    bench.start("slow", "conveyor:?seed=3&fps=30", fps=12.0, floor_fps=0.0)
+    bench.start("floor", "conveyor:?seed=4&fps=30", fps=12.0, floor_fps=4.0)
+    before = bench.work(1.5)
+    assert not before["slow"]["is_slowed"]
+    bench.service.handle(Pace(5, 2.0), b"")
+    bench.start("late", "conveyor:?seed=5&fps=30", fps=12.0, floor_fps=1.0)
+    sent = len(bench.reports)
+    between = bench.work(3.0)
+    looks = {name: between[name]["processed"] - before.get(name, {"processed": 0})["processed"] for name in between}
+    assert 5 <= looks["slow"] <= 8
+    assert 11 <= looks["floor"] <= 14
+    assert 5 <= looks["late"] <= 8
+    assert all(each["is_slowed"] for each in between.values())
+    new = [each.data for each in bench.reports[sent:] if isinstance(each, CameraEvent) and each.data.get("type") == "new"]
+    assert len(new) <= 14, "tracks were lost between two looks"
+    bench.service.handle(Pace(6, 0.0), b"")
+    paused = bench.work(1.0)["slow"]["processed"]
+    assert bench.work(1.0)["slow"]["processed"] == paused
+    bench.service.handle(Pace(7, None), b"")
+    after = bench.work(1.5)
+    assert after["slow"]["processed"] - paused >= 12
+    assert not any(each["is_slowed"] for each in after.values())
+    with pytest.raises(RecordError, match="fps -1"):
+        bench.service.handle(Pace(8, -1.0), b"")
+
+
+def test_the_gate_sees_what_moves_and_what_creeps_and_looks_again_in_any_case() -> None:
+    rng = np.random.default_rng(1)
+    ground = rng.integers(60, 120, (360, 640, 3), np.uint8)
+
+    def frame(x: int | None) -> Picture:
+        picture = np.clip(ground + rng.normal(0, 3, ground.shape), 0, 255).astype(np.uint8)
+        if x is not None:
+            picture[200:260, x : x + 40] = 255
+        return picture
+
+    gate = MotionGate(Motion(True, min_share=0.002, forced_s=10.0))
+    assert gate.lets_through(frame(None), 0.0)
+    assert not any(gate.lets_through(frame(None), step / 10) for step in range(1, 20))
+    assert all(gate.lets_through(frame(50 * step), 2 + step / 10) for step in range(8))
+    creeping = [gate.lets_through(frame(350 + step), 3 + step / 10) for step in range(40)]
+    assert 3 <= sum(creeping) <= 20
+    assert not gate.lets_through(frame(389), 7.1)
+    assert gate.lets_through(frame(389), 17.5)
+
+
+def test_who_stands_still_stays_who_he_is_and_begins_to_loiter_without_a_look() -> None:
+    everywhere = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    meaning = Meaning(PipelineSettings("door", "conveyor:", "m", zones=(Zone("all", everywhere, loitering_s=5),)), 0.5)
+    person = Detection("person", 0.9, 80, 20, 120, 90)
+    told = []
+    for step in range(100):
+        at_s = step / 10
+        moment = Moment(at_s, at_s, 200, 100, lambda: b"jpeg")
+        told += (meaning.see([person], moment) if step < 10 or step >= 90 else meaning.see_nothing_moved(moment))[0]
+    objects = [(event.data["type"], event.data["is_loitering"]) for event in told if event.kind == "object"]
+    assert objects[0] == ("new", [])
+    assert objects[-1] == ("update", ["all"])
+    assert {event.data["track"] for event in told if event.kind == "object"} == {1}
+    assert meaning.status()["zones"] == {"all": {"person": 1}}
+
+
+def test_a_still_camera_costs_a_look_in_ten_seconds(bench: Bench, tmp_path: Path) -> None:
+    """A film of one picture, in which nothing is ever to be seen."""
+    from tests.agent.worker.test_recording import film, numbered  # it needs an encoder, which the others do not
+
+    source = film(tmp_path / "still.mp4", 2.0, lambda number: numbered(5))
+    bench.start("still", f"file:{source}?loop=no&pace=none", fps=20.0, motion={"enabled": True})
+    status = bench.work(1.5)["still"]
+    assert status["processed"] == 1
+    assert status["skipped"]["still"] == 39
