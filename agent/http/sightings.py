@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, JSONResponse
@@ -21,6 +22,7 @@ from agent.http.collaborators import Sightings
 from agent.http.context import Context
 from agent.http.errors import ApiError, invalid
 from agent.link.store import StoreError
+from agent.protocol.wire import wire_now
 
 CAMERA_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CameraId = Annotated[str, InPath(pattern=CAMERA_ID)]
@@ -30,6 +32,7 @@ Name = Annotated[str | None, Query(min_length=1, max_length=64)]
 Camera = Annotated[str | None, Query(pattern=CAMERA_ID)]
 Moment = Annotated[str | None, Query(max_length=40)]
 Cursor = Annotated[str | None, Query(max_length=40)]
+CLIP_COMES_S = 600.0
 KEPT_FOR_EVER = {"Cache-Control": "private, max-age=86400"}
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -57,7 +60,8 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/events/{event}", response_model=None)
     async def event(event: EventId) -> Response:
-        return JSONResponse(entry(await _known(context, event)), headers=NO_STORE)
+        known = await _known(context, event)
+        return JSONResponse((await _entries(context, [known]))[0], headers=NO_STORE)
 
     @routes.get("/events/{event}/snapshot.jpg", response_model=None)
     async def snapshot(event: EventId) -> Response:
@@ -75,9 +79,10 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-def entry(event: EventRecord) -> dict[str, Any]:
-    """An event as clients read it."""
+def entry(event: EventRecord, has_clip_file: bool, now: float) -> dict[str, Any]:
+    """An event as clients read it. A clip is complete some seconds after the end of its event; one cut off by a crash never is."""
     width, height = event.picture
+    is_recent = event.ended_at is None or now - event.ended_at < CLIP_COMES_S
     return {
         "id": event.id,
         "object": "event",
@@ -98,7 +103,8 @@ def entry(event: EventRecord) -> dict[str, Any]:
         "loitering": list(event.loitering),
         "crossed": [{"line": line, "direction": direction} for line, direction in event.crossed],
         "snapshot": f"/events/{event.id}/snapshot.jpg" if event.has_snapshot else None,
-        "clip": f"/events/{event.id}/clip.mp4" if event.has_clip else None,
+        "clip": f"/events/{event.id}/clip.mp4" if event.has_clip and has_clip_file else None,
+        "clip_is_coming": event.has_clip and not has_clip_file and is_recent,
     }
 
 
@@ -111,7 +117,15 @@ async def _page(context: Context, wanted: Filter, cursor: str | None, limit: int
         raise _unreadable(error) from error
     shown, has_more = found[:limit], len(found) > limit
     following = _cursor(shown[-1].number) if has_more else None
-    return JSONResponse({"object": "list", "data": [entry(each) for each in shown], "next": following}, headers=NO_STORE)
+    return JSONResponse({"object": "list", "data": await _entries(context, shown), "next": following}, headers=NO_STORE)
+
+
+async def _entries(context: Context, events: Sequence[EventRecord]) -> list[dict[str, Any]]:
+    kept, now = context.services.sightings, wire_now().timestamp()
+    if kept is None or not events:
+        return []
+    files = await to_thread.run_sync(lambda: [event.has_clip and kept.clip(event).is_file() for event in events])
+    return [entry(event, has_file, now) for event, has_file in zip(events, files, strict=True)]
 
 
 async def _known(context: Context, identifier: str) -> EventRecord:

@@ -100,7 +100,8 @@ function counted(count, truth) {
 function drawFigures(now) {
   const figures = now && RUNS.includes(now.status) ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
   if (changed("camera-figures", figures)) byId("camera-figures").textContent = figures;
-  const { objects, counts, truth } = now || { objects: {}, counts: {}, truth: null };
+  const { objects, counts } = now || { objects: {}, counts: {} };
+  const truth = Object.keys(counts).length > 0 ? now.truth : null; // without a line nothing is counted
   if (!changed("counts", [objects, counts, truth])) return;
   const names = [...new Set([...Object.keys(objects), ...Object.keys(counts), ...Object.keys(truth || {})])].sort();
   byId("counts").replaceChildren(...names.map((name) =>

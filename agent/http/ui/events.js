@@ -117,7 +117,7 @@ function shape(tag, attributes) {
 }
 
 function badges(event) {
-  return [event.state === "open" ? make("b", { className: "now", textContent: "now" }) : "", event.clip && event.state === "ended" ? make("b", { className: "play", textContent: "▶ clip" }) : ""];
+  return [event.state === "open" ? make("b", { className: "now", textContent: "now" }) : "", event.clip ? make("b", { className: "play", textContent: "▶ clip" }) : ""];
 }
 
 function tags(event) {
@@ -136,14 +136,22 @@ const span = (event) => (event.state === "open" ? "in view" : ENDS[event.ended_b
 
 async function open(event) {
   const dialog = byId("sighting");
+  dialog.dataset.event = event.id;
   byId("sighting-title").textContent = `${event.label} · ${event.camera} · ${new Date(event.began_at).toLocaleString([], { hour12: false })}`;
   byId("sighting-facts").textContent = facts(event);
   byId("sighting-media").replaceChildren();
   if (!dialog.open) dialog.showModal();
-  const parts = [];
-  if (event.snapshot) parts.push(await large(event));
-  byId("sighting-media").replaceChildren(...parts);
-  if (event.clip && event.state === "ended") await film(event);
+  if (event.snapshot) byId("sighting-media").replaceChildren(await large(event));
+  // A clip is complete some seconds after its event: until then the picture is what there is.
+  let now = event;
+  while (now.clip_is_coming && dialog.open && dialog.dataset.event === event.id) {
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+    const answer = await request(`/events/${encodeURIComponent(event.id)}`);
+    if (!answer.ok) return;
+    now = await answer.json();
+    byId("sighting-facts").textContent = facts(now);
+  }
+  if (now.clip && dialog.open && dialog.dataset.event === event.id) await film(now);
 }
 
 async function large(event) {
@@ -158,23 +166,20 @@ async function large(event) {
   return frame;
 }
 
-// A clip is complete some seconds after its event: until then the picture is what there is.
 async function film(event) {
-  const answer = await request(event.clip, { method: "GET", headers: { Range: "bytes=0-0" } });
-  if (!answer.ok || byId("sighting-title").textContent === "") return;
   const video = make("video", { controls: true, autoplay: true, muted: true, loop: true, playsInline: true, src: await mediaSource(event.clip) });
   video.addEventListener("loadeddata", () => byId("sighting-media").replaceChildren(make("div", { className: "stage" }, video)));
 }
 
 function facts(event) {
   const parts = [`score ${event.score.toFixed(2)}`, span(event)];
+  if (event.clip_is_coming) parts.push("its clip is still being written");
   for (const [zone, seconds] of Object.entries(event.dwell_s)) parts.push(`${duration(seconds)} in ${zone}`);
   for (const { line, direction } of event.crossed) parts.push(`crossed ${line} ${direction}`);
   return parts.join(" · ");
 }
 
 byId("sighting").addEventListener("close", () => {
-  byId("sighting-title").textContent = "";
   byId("sighting-media").replaceChildren();
 });
 byId("sighting-close").addEventListener("click", () => byId("sighting").close());

@@ -89,6 +89,7 @@ async def test_events_come_in_pages_newest_first(client: httpx.AsyncClient) -> N
         "ended_at": "2026-11-24T06:24:05.000Z", "ended_by": "object", "seen_for_s": 5.0, "score": 0.9, "box": [1, 2, 3, 4],
         "snapshot_box": [5, 6, 7, 8], "width": 64, "height": 48, "zones": ["gate"], "dwell_s": {"gate": 2.5}, "loitering": [],
         "crossed": [{"line": "kerb", "direction": "forward"}], "snapshot": "/events/e24/snapshot.jpg", "clip": "/events/e24/clip.mp4",
+        "clip_is_coming": False,
     }  # fmt: skip
 
 
