@@ -1,25 +1,22 @@
-"""`hotspare detect photo.jpg`: what is in this picture?"""
+"""`hotspare detect photo.jpg holiday/ street.mp4`: what is in these pictures and films?"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.manifest import DetectionManifest
-    from models.pictures import Picture
     from models.store import Store
-    from models.tasks.detection import Detection
 
 GENERAL = "deimv2-femto"
 SHIPPED = "conveyor-detr"
 BUILD_S = 1800.0
 THREADS = 2
+INTERRUPTED = 130
 
 
 class DetectError(Exception):
@@ -27,111 +24,75 @@ class DetectError(Exception):
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("detect", help="find objects in a picture")
-    parser.add_argument("picture", type=Path, help="JPEG, PNG or WebP")
+    parser = subparsers.add_parser("detect", help="find objects in pictures and films")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="FILE", help="JPEG, PNG, WebP, a film, or a folder of them")
     parser.add_argument("--model", metavar="NAME", help=f"detection model (default: {GENERAL} where it is to be had, else {SHIPPED})")
     parser.add_argument("--threshold", type=_share, metavar="T", help="least score, 0 to 1 (default: the model's)")
-    parser.add_argument("--out", type=_jpeg, metavar="FILE", help="write the picture with boxes here, as JPEG")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write all with boxes here: pictures as JPEG, films as MP4")
+    parser.add_argument("--out", type=_drawn, metavar="FILE", help="write the one picture or film with boxes here, .jpg or .mp4")
+    parser.add_argument("--json", action="store_true", help="print JSON, a line for each picture or frame, instead of words")
+    parser.add_argument("--every", type=_count, default=1, metavar="N", help="of a film look at every Nth frame only")
+    parser.add_argument("--fps", type=_rate, metavar="F", help="of a film look at F frames a second at most")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """0: all was looked at; 1: something could not be, and standard error says what; 130: interrupted."""
+    from agent.commands.detect_look import look_at_all
     from agent.preparation import PreparationFailed
     from models.catalog import CatalogError
     from models.durable import StoreError
     from models.engines import EngineError
-    from models.pictures import PictureError
     from models.sources import SourceError
 
     try:
-        _detect(arguments)
-    except (DetectError, CatalogError, EngineError, PictureError, PreparationFailed, SourceError, StoreError) as error:
+        return look_at_all(arguments, lambda: engine_of(arguments.model))
+    except (DetectError, CatalogError, EngineError, PreparationFailed, SourceError, StoreError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or arguments.picture}: {error.strerror or error}\n")
+        sys.stderr.write(f"error: {error.filename or 'the store'}: {error.strerror or error}\n")
         return 1
-    return 0
 
 
-def _detect(arguments: argparse.Namespace) -> None:
-    from models.durable import write_atomically
-    from models.engines import open_engine
-    from models.pictures import MAX_BYTES, decode_picture, draw_detections, encode_jpeg
-    from models.store import open_store
-    from models.tasks.detection import Detector
-
-    with arguments.picture.open("rb") as stream:
-        picture = decode_picture(stream.read(MAX_BYTES + 1))
-    manifest, folder = _engine(arguments.model, open_store())
-    engine = open_engine(folder)
-    try:
-        began_s = time.monotonic()
-        found = Detector(engine, manifest).detect(picture, arguments.threshold)
-        latency_ms = (time.monotonic() - began_s) * 1000
-    finally:
-        engine.close()
-    if arguments.out:
-        write_atomically(arguments.out, encode_jpeg(draw_detections(picture, found), 92))
-    if arguments.json:
-        print(json.dumps(_as_json(manifest.name, picture, found, latency_ms)))
-    else:
-        _print_table(manifest.name, picture, found, latency_ms, arguments.out)
-
-
-def _engine(name: str | None, store: Store) -> tuple[DetectionManifest, Path]:
+def engine_of(name: str | None) -> tuple[DetectionManifest, Path]:
     """The manifest and the folder of the converted model; fetches and converts what is not there yet."""
     import anyio
 
     from agent.build_choice import BuildChoice
     from agent.prepare import BuildSettings, prepare_model
-    from models.catalog import load_catalog
     from models.manifest import DetectionManifest
-    from models.sources import SourceError, fetch
+    from models.store import open_store
 
-    catalog = load_catalog()
-    general = catalog.manifests.get(GENERAL)
-    if name is None and general is not None and (os.environ.get("HOTSPARE_MIRROR") or all(map(store.find, general.files.values()))):
-        name = GENERAL
-        try:
-            for file in general.files.values():
-                fetch(file, store)
-        except SourceError as error:
-            sys.stderr.write(f"{GENERAL} is not to be had ({error}); using {SHIPPED}, which knows parcels, bottles and balls on a belt\n")
-            name = None
-    manifest = catalog.find(name or SHIPPED)
+    store = open_store()
+    manifest = _manifest(name, store)
     if not isinstance(manifest, DetectionManifest):
-        names = ", ".join(sorted(each.name for each in catalog.manifests.values() if each.task == "detection"))
+        from models.catalog import load_catalog
+
+        names = ", ".join(sorted(each.name for each in load_catalog().manifests.values() if each.task == "detection"))
         raise DetectError(f"{manifest.name} is a model for {manifest.task}; for detection there are {names}")
     settings = BuildSettings(threads=THREADS, timeout_s=BUILD_S)
     built = anyio.run(prepare_model, store, settings, BuildChoice(), manifest, lambda phase, fraction: None)
     return manifest, built.folder
 
 
-def _as_json(model: str, picture: Picture, found: tuple[Detection, ...], latency_ms: float) -> dict[str, Any]:
-    detections = [
-        {"label": each.label, "score": round(each.score, 4), "box": [round(value, 1) for value in (each.x0, each.y0, each.x1, each.y1)]}
-        for each in found
-    ]
-    height, width = picture.shape[:2]
-    return {"model": model, "width": width, "height": height, "latency_ms": round(latency_ms, 1), "detections": detections}
+def _manifest(name: str | None, store: Store) -> Any:
+    from models.catalog import load_catalog
+    from models.sources import SourceError, fetch
 
-
-def _print_table(model: str, picture: Picture, found: tuple[Detection, ...], latency_ms: float, out: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    height, width = picture.shape[:2]
-    table = Table("object", "score", "left", "top", "right", "bottom", title=f"{model}, {width}x{height}, {latency_ms:.0f} ms", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for each in found:
-        table.add_row(each.label, f"{each.score:.1%}", *(f"{value:.0f}" for value in (each.x0, each.y0, each.x1, each.y1)))
-    console = Console()
-    console.print(table if found else f"{model} sees nothing it knows; try a lower --threshold", highlight=False)
-    if out:
-        console.print(f"boxes drawn in {out}", highlight=False)
+    catalog = load_catalog()
+    general = catalog.manifests.get(GENERAL)
+    if name is None and general is not None and (os.environ.get("HOTSPARE_MIRROR") or all(map(store.find, general.files.values()))):
+        try:
+            for file in general.files.values():
+                fetch(file, store)
+        except SourceError as error:
+            sys.stderr.write(f"{GENERAL} is not to be had ({error}); using {SHIPPED}, which knows parcels, bottles and balls on a belt\n")
+        else:
+            name = GENERAL
+    return catalog.find(name or SHIPPED)
 
 
 def _share(text: str) -> float:
@@ -141,7 +102,20 @@ def _share(text: str) -> float:
     return value
 
 
-def _jpeg(text: str) -> Path:
-    if Path(text).suffix.lower() not in (".jpg", ".jpeg"):
-        raise argparse.ArgumentTypeError(f"{text}: the annotated picture is a JPEG; name it .jpg")
+def _drawn(text: str) -> Path:
+    if Path(text).suffix.lower() not in (".jpg", ".jpeg", ".mp4"):
+        raise argparse.ArgumentTypeError(f"{text}: what is drawn is a JPEG, or an MP4 of a film; name it .jpg or .mp4")
     return Path(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1000")
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import cv2
@@ -115,11 +116,11 @@ def test_sixteen_bits_become_eight() -> None:
 def test_pictures_are_turned_upright(orientation: int) -> None:
     """Each orientation of EXIF says how the stored picture has to be turned; stored here is the inverse of it."""
     image = pytest.importorskip("PIL.Image")
-    stored = {
-        1: lambda upright: upright, 2: np.fliplr, 3: lambda upright: np.rot90(upright, 2), 4: np.flipud,
-        5: lambda upright: upright.transpose(1, 0, 2), 6: np.rot90,
-        7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2), 8: lambda upright: np.rot90(upright, 3),
-    }[orientation](scene())  # fmt: skip
+    turned: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+        1: np.asarray, 2: np.fliplr, 3: lambda upright: np.rot90(upright, 2), 4: np.flipud, 5: lambda upright: upright.transpose(1, 0, 2),
+        6: np.rot90, 7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2), 8: lambda upright: np.rot90(upright, 3),
+    }  # fmt: skip
+    stored = turned[orientation](scene())
     exif, file = image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     image.fromarray(np.ascontiguousarray(stored[:, :, ::-1])).save(file, "JPEG", quality=95, exif=exif)
