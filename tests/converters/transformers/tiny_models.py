@@ -128,6 +128,7 @@ def _detector_fields(model_type: str) -> dict[str, Any]:
 def _save(kind: Any, config: Any, folder: Path, seed: int) -> Any:
     torch = pytest.importorskip("torch")
     config._attn_implementation = "eager"
+    torch.manual_seed(seed)  # biases keep what their layers begin with
     model = kind(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -213,7 +213,7 @@ class FakeAllocation:
         self.heap.drop(self.address)
 
 
-class PageLocked(np.ndarray):  # type: ignore[type-arg]  # Python 3.8 runs these tests too, and has no np.ndarray[…]
+class PageLocked(np.ndarray):  # Python 3.8 runs these tests too, and has no np.ndarray[…]
     """An array whose `base` is the allocation, which numpy itself would not allow."""
 
     def __new__(cls, allocation: FakeAllocation) -> PageLocked:

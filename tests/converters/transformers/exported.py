@@ -1,0 +1,27 @@
+"""Writes the graphs of tests/converters/exported: python -m tests.converters.transformers.exported"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from converters.onnx_from_transformers import onnx_from_transformers
+from models.manifest import GenerationManifest
+from tests.converters.exported import MODELS, keep
+from tests.converters.transformers.tiny_models import detection_facts, files_of, manifest_for, save_detector
+
+# JetPack 5 reads nothing newer.
+OPSET = 17
+
+
+def export_now(model_type: str, folder: Path) -> Path:
+    save_detector(model_type, folder / "source")
+    manifest = manifest_for("detection", **detection_facts(model_type))
+    assert not isinstance(manifest, GenerationManifest)
+    return onnx_from_transformers(files_of(folder / "source"), manifest, folder / "model.onnx", OPSET, lambda fraction, message: None)
+
+
+if __name__ == "__main__":
+    for each in MODELS:
+        with tempfile.TemporaryDirectory() as scratch:
+            keep(export_now(each, Path(scratch)), each)
