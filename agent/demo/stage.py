@@ -98,7 +98,12 @@ def camera_settings(video: Path | None) -> dict[str, Any]:
     if video is not None and os.environ.get("HOTSPARE_MIRROR"):
         return {"id": "street", "source": f"file:{video.absolute()}?loop=yes", "model": "deimv2-femto", "fps": 10.0, "threshold": 0.5}
     line = {"start": [0.5, 0.0], "end": [0.5, 1.0]}
-    return {"id": "belt", "source": "conveyor:?seed=7", "model": "conveyor-detr", "fps": 12.0, "threshold": 0.5, "line": line}
+    gate = {"name": "gate", "points": [[0.35, 0.12], [0.65, 0.12], [0.65, 0.92], [0.35, 0.92]], "loitering_s": 4.0}
+    record = {"enabled": True, "labels": ["parcel"], "pre_s": 1.0, "post_s": 1.0}
+    return {
+        "id": "belt", "source": "conveyor:?seed=7", "model": "conveyor-detr", "fps": 12.0, "threshold": 0.5, "line": line, "zones": [gate],
+        "record": record,
+    }  # fmt: skip
 
 
 async def run_demo(folder: Path | None, video: Path | None, console: Console) -> int:
@@ -248,7 +253,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
 def _inline(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {_inline(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value)
+    return f"[{', '.join(map(_inline, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def _is_tables(value: Any) -> bool:

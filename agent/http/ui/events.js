@@ -4,6 +4,7 @@ import { byId, changed, duration, make, request } from "./dom.js";
 
 const PERIOD_MS = 3000;
 const PAGE = 12;
+const MOST = 192; // that are renewed together: what goes on in them may change
 const SVG = "http://www.w3.org/2000/svg";
 const cards = new Map();
 const known = { camera: new Set(), label: new Set(), zone: new Set() };
@@ -23,11 +24,11 @@ async function look() {
   isAsking = true;
   askedMs = Date.now();
   try {
-    const page = await read(null);
+    const page = await read(null, Math.min(pages * PAGE, MOST));
     byId("sightings-card").hidden = hasNothing && page.data.length === 0;
     const fresh = page.data.map((event) => event.id);
     take(page.data);
-    if (pages === 1) {
+    if (pages * PAGE <= MOST) {
       older = page.next;
       for (const id of [...cards.keys()]) if (!fresh.includes(id)) forget(id);
     }
@@ -39,8 +40,8 @@ async function look() {
   }
 }
 
-async function read(cursor) {
-  const query = new URLSearchParams({ limit: String(PAGE) });
+async function read(cursor, limit) {
+  const query = new URLSearchParams({ limit: String(limit) });
   for (const name of Object.keys(known)) if (byId(`filter-${name}`).value) query.set(name, byId(`filter-${name}`).value);
   if (cursor) query.set("cursor", cursor);
   const answer = await request(`/events?${query}`, { signal: AbortSignal.timeout(5000) });
@@ -188,7 +189,7 @@ byId("sighting").addEventListener("click", (event) => { if (event.target === byI
 byId("sightings-older").addEventListener("click", async (event) => {
   event.currentTarget.disabled = true;
   try {
-    const page = await read(older);
+    const page = await read(older, PAGE);
     pages += 1;
     older = page.next;
     take(page.data);
