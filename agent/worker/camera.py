@@ -16,6 +16,7 @@ from models.pictures import Picture
 LOG = logging.getLogger(__name__)
 
 JOIN_S = 3.0
+SPREAD = 0.05
 RATE_WINDOW_S = 5.0
 
 
@@ -31,9 +32,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait after the n-th failure in a row: full jitter below a limit that doubles.
+    """How long to wait after the n-th failure in a row: full jitter below a limit that doubles, and nearly all of it once it is reached.
 
-    M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. `reset_s` of frames end the row.
+    M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The first waits, a minute in all, have spread the cameras of
+    one recorder by then; full jitter below the last limit would only double the attempts, to 120 an hour. `reset_s` of frames end the row.
     """
 
     first_s: float = 1.0
@@ -42,7 +44,8 @@ class Backoff:
 
     def delay_s(self, failures: int, share: float) -> float:
         """`share` is a random number from 0 to 1."""
-        return share * min(self.limit_s, self.first_s * 2.0 ** min(failures - 1, 30))
+        limit_s = self.first_s * 2.0 ** min(failures - 1, 30)
+        return share * limit_s if limit_s < self.limit_s else self.limit_s * (1 - SPREAD * (1 - share))
 
 
 @dataclass(frozen=True)

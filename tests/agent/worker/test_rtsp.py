@@ -1,0 +1,195 @@
+"""Cameras on a real RTSP server (Debian's, GStreamer): how old what is seen is, read from the picture, and what outages look like.
+
+Needs `gir1.2-gst-rtsp-server-1.0`, `gstreamer1.0-plugins-base`, `-good` and `-bad`, and `python3-gi`; without them these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+import pytest
+
+from agent.worker.camera import Backoff, Camera
+from agent.worker.pipeline import Pipeline
+from agent.worker.settings import PipelineSettings
+from agent.worker.sources import parse_source
+from agent.worker_protocol import CameraEvent
+from models.pictures import Picture
+from models.tasks.detection import Detection, Detector
+from tests.agent.worker.test_vision import Bench, closing
+
+PYTHON = "/usr/bin/python3"
+SERVER = Path(__file__).with_name("rtsp_server.py")
+NEEDED = """
+import gi
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import Gst
+Gst.init(None)
+assert Gst.ElementFactory.find("openh264enc")
+"""
+FPS = 20
+
+
+def has_server() -> bool:
+    return Path(PYTHON).exists() and not subprocess.run([PYTHON, "-c", NEEDED], capture_output=True).returncode
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"rtsp://127.0.0.1:{self.port}/cam"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    if not has_server():
+        pytest.skip("needs Debian's gir1.2-gst-rtsp-server-1.0 with gstreamer1.0-plugins-bad")
+    process = subprocess.Popen([PYTHON, str(SERVER), str(FPS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 15)[0], "the server did not start"
+        yield Server(process, int(process.stdout.readline()))
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.communicate()
+
+
+def age_s(picture: Picture) -> float:
+    """How long ago the picture was taken, by the clock that it shows."""
+    ticks = sum(int(picture[30:70, bit * 20 + 5 : bit * 20 + 15].mean() > 127) << bit for bit in range(16))
+    return ((int(time.monotonic() * 100) - ticks) & 0xFFFF) / 100
+
+
+@dataclass
+class Facts:
+    threshold: float = 0.5
+
+
+class SlowDetector:
+    """Takes `execution_s` for each picture, as a large model would, and notes how old each one was when it was done."""
+
+    facts = Facts()
+    batch_max = 1
+
+    def __init__(self, execution_s: float) -> None:
+        self.execution_s = execution_s
+        self.ages_s: list[float] = []
+
+    def detect(self, picture: Picture, threshold: float) -> tuple[Detection, ...]:
+        time.sleep(self.execution_s)
+        self.ages_s.append(age_s(picture))
+        return ()
+
+
+@contextmanager
+def looking(settings: PipelineSettings, detector: Any) -> Iterator[Callable[[float], Pipeline]]:
+    camera = Camera(parse_source(settings.source, 640, 360, settings.fps), lambda: None)
+    pipeline = Pipeline(settings, cast(Detector, detector), camera)
+
+    def work(seconds: float) -> Pipeline:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            if pipeline.due_s(time.monotonic()) is None:
+                time.sleep(0.002)
+            else:
+                pipeline.look()
+        return pipeline
+
+    camera.start()
+    try:
+        yield work
+    finally:
+        camera.stop()
+        camera.join()
+
+
+def test_at_ten_times_the_load_what_is_seen_is_no_older_than_one_execution_and_two_frames(server: Server) -> None:
+    detector = SlowDetector(execution_s=10 / FPS)
+    with looking(PipelineSettings("door", server.url, "slow", fps=FPS), detector) as work:
+        status = work(10.0).status()
+    assert len(detector.ages_s) >= 10
+    late_s = np.percentile(detector.ages_s, 95) - detector.execution_s
+    # What the server's own encoder and its buffer keep back, measured with nothing to do: 0.05 s.
+    assert late_s <= 2 / FPS + 0.05
+    assert status["skipped"]["busy"] > 5 * len(detector.ages_s)
+    assert status["camera_fps"] == pytest.approx(FPS, rel=0.15)
+    assert status["age_ms_p95"] <= 1000 * (detector.execution_s + 2 / FPS)
+
+
+def test_a_server_that_stops_answering_is_seen_within_five_seconds_and_found_again(server: Server) -> None:
+    camera = Camera(parse_source(server.url, 640, 360, FPS), lambda: None, 3.0, Backoff(first_s=0.2, limit_s=0.5))
+    camera.start()
+
+    def until(name: str, seconds: float) -> float:
+        began_s = time.monotonic()
+        while camera.state(time.monotonic()).name != name:
+            camera.slot.take()
+            assert time.monotonic() - began_s < seconds, f"not {name} but {camera.state(time.monotonic())}"
+            time.sleep(0.01)
+        return time.monotonic() - began_s
+
+    try:
+        until("streaming", 10)
+        server.process.send_signal(signal.SIGSTOP)
+        assert until("stalled", 5) < 5
+        silent_s = camera.silent_s(time.monotonic())
+        assert silent_s is not None and silent_s > 1
+        assert until("backing_off", 5) < 5
+        assert camera.state(time.monotonic()).retry_at_s is not None
+        server.process.send_signal(signal.SIGCONT)
+        until("streaming", 20)
+        assert camera.state(time.monotonic()).connections == 2
+    finally:
+        camera.stop()
+        camera.join()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_camera_that_is_off_for_an_hour_is_tried_at_most_seventy_times(seed: int) -> None:
+    """In simulated time; a refused port answers at once, so the waits are all there is."""
+    backoff, rng = Backoff(), random.Random(seed)
+    passed_s, attempts = 0.0, 0
+    while passed_s < 3600:
+        attempts += 1
+        passed_s += backoff.delay_s(attempts, rng.random())
+    assert 60 <= attempts <= 70
+
+
+def test_clips_of_an_rtsp_camera_are_its_own_packets(server: Server, tmp_path: Path) -> None:
+    with closing(Bench(tmp_path)) as bench:
+        record = {"enabled": True, "pre_s": 1.0, "post_s": 0.5, "labels": ["person"]}  # not what the belt's detector takes blocks for
+        bench.start("door", server.url, fps=10.0, record=record, media=str(tmp_path / "clips"))
+        end_s = time.monotonic() + 15
+        while bench.work(0.2)["door"]["state"] != "streaming":
+            assert time.monotonic() < end_s, "the stream did not come"
+        bench.work(2.6)
+        recorder = bench.service._pipelines["door"]._recorder
+        assert recorder is not None
+        assert recorder.copies
+        assert recorder.begin("1-aaaaaa", "person", 0.5)
+        bench.work(1.0)
+        recorder.end("1-aaaaaa", 0.0)
+        bench.work(2.5)
+        assert recorder.status()["written"] == 1
+    with av.open(str(tmp_path / "clips/1-aaaaaa.mp4")) as container:
+        ages = [age_s(frame.to_ndarray(format="bgr24")) for frame in container.decode(video=0)]
+    # From the keyframe before the second before the event, a frame each twentieth of a second.
+    assert 2.8 * FPS <= len(ages) <= 4.5 * FPS
+    assert ages[0] - ages[-1] == pytest.approx(len(ages) / FPS, rel=0.15)
+    assert not [report for report in bench.reports if isinstance(report, CameraEvent) and report.kind == "recording"]
