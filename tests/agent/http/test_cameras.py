@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from agent.cameras.keeper import EventKeeper
-from agent.cameras.media import Media
-from agent.cameras.orders import CameraRefused
-from agent.cameras.record import EventRecord
-from agent.cameras.retention import Keep
-from agent.cameras.settings import SettingsRefused, checked, merged
-from agent.cameras.store import EventStore
 from tests.agent.http.conftest import House
 from tests.agent.http.fakes import JPEG
+from tests.agent.http.sightings import CLIP, NOON, seeing_house
 
 pytestmark = pytest.mark.anyio
-NOON = 1_795_500_000.0  # 2026-11-24T06:00:00Z
-CLIP = bytes(range(256)) * 40
-
-
-@dataclass
-class Desk:
-    """Takes orders about cameras; `slow` is one whose model takes long, `full` one that the disk does not take."""
-
-    wanted: dict[str, Mapping[str, Any]] = field(default_factory=lambda: {"belt": {"source": "rtsp://me:pass@host/x", "model": "boxes"}})
-
-    def settings(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.wanted
-
-    def origin(self, camera: str) -> str:
-        return "order"
-
-    async def replace(self, camera: str, settings: Mapping[str, Any]) -> bool:
-        if camera == "full":
-            raise CameraRefused("no_space", "the order cannot be kept: no space left on device")
-        try:
-            self.wanted[camera] = checked(camera, settings)
-        except SettingsRefused as error:
-            raise CameraRefused("invalid", str(error), error.field) from error
-        return camera != "slow"
-
-    async def change(self, camera: str, patch: Mapping[str, Any]) -> bool:
-        return await self.replace(camera, merged(self.wanted.get(camera, {}), patch))
-
-    async def remove(self, camera: str) -> None:
-        if self.wanted.pop(camera, None) is None:
-            raise CameraRefused("unknown_camera", f"there is no camera {camera}")
-
-    async def reset(self, camera: str) -> bool:
-        return camera == "belt"
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    media = Media(tmp_path / "media")
-    with EventStore(tmp_path / "cameras.sqlite") as store:
-        for number in range(25):
-            store.save([
-                EventRecord(f"e{number}", "yard" if number % 5 == 0 else "belt", "ball" if number % 2 else "parcel", NOON + 60 * number,
-                            0.9, (1, 2, 3, 4), (5, 6, 7, 8), (64, 48), ("gate",) if number % 3 == 0 else (), {"gate": 2.5}, (),
-                            (("kerb", "forward"),), NOON + 60 * number + 5, "object", 5.0, number != 7, number == 24)
-            ])  # fmt: skip
-        media.keep_snapshot("belt", "e24", JPEG)
-        media.clip("belt", "e24").write_bytes(CLIP)
-        keeper = EventKeeper(store, media, Keep(), lambda severity, text: None, lambda: True)
-        yield House(cameras=Desk(), sightings=keeper)
+    with seeing_house(tmp_path) as house:
+        yield house
 
 
 async def test_events_come_in_pages_newest_first(client: httpx.AsyncClient) -> None:
@@ -144,7 +92,7 @@ async def test_files_that_are_not_there_are_not_found(client: httpx.AsyncClient)
     for path in (
         "/events/nobody",
         "/events/e23/clip.mp4",
-        "/events/e23/snapshot.jpg",
+        "/events/e7/snapshot.jpg",
         "/events/..%2f..%2fetc/clip.mp4",
         "/events/.x/clip.mp4",
     ):
