@@ -109,3 +109,17 @@ def test_a_pipeline_that_is_started_again_begins_anew_and_one_that_is_stopped_is
     assert second["processed"] < first["processed"]
     bench.service.handle(StopPipeline(4, "belt"), b"")
     assert bench.work(0.1) == {}
+
+
+def test_sixteen_cameras_on_one_small_detector_are_served_alike(bench: Bench) -> None:
+    for number in range(16):
+        bench.start(f"cam{number:02d}", f"conveyor:?seed={number}&fps=10", fps=10.0, width=160, height=90)
+    bench.work(1.0)
+    before = {name: each["processed"] for name, each in bench.service.status()[1].items()}
+    after = bench.work(6.0)
+    looks = {name: each["processed"] - before[name] for name, each in after.items()}
+    assert min(looks.values()) >= 10, f"starved: {looks}"
+    assert max(looks.values()) <= 1.1 * min(looks.values()) + 2, f"not fair: {looks}"
+    dropped = [sum(each["skipped"].values()) for each in after.values()]
+    assert max(dropped) - min(dropped) <= 0.1 * max(looks.values()) + 2
+    assert max(each["age_ms_p95"] for each in after.values()) < 500
