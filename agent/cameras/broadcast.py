@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 WAITING = 256
 STATE_EVERY_S = 1.0
 FIGURES_EVERY_S = 30.0
-ANNOUNCE_EVERY_S = 5.0
+ANNOUNCE_EVERY = 5  # looks at the states
 
 
 class Uplink(Protocol):
@@ -59,6 +59,7 @@ class Broadcast:
         prefix: str,
         image_s: float,
         memory: Path,
+        state_s: float = STATE_EVERY_S,
     ) -> None:
         self._node = node
         self._events = events
@@ -69,6 +70,7 @@ class Broadcast:
         self._prefix = prefix
         self._image_s = image_s
         self._memory = memory
+        self._state_s = state_s
         self._in, self._out = anyio.create_memory_object_stream[CameraEvent](WAITING)
         self._images: dict[str, bytes] = {}
         self._imaged_s: dict[str, float] = {}
@@ -90,12 +92,15 @@ class Broadcast:
             self._in.send_nowait(event)
         except anyio.WouldBlock:
             self._lose("the broker is slower than the cameras")
+        except anyio.ClosedResourceError:  # the node is ending, and its worker still says so
+            self._lose("the node is ending")
 
     async def run(self) -> None:
         self._remembered = await to_thread.run_sync(self._read_memory)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._send_events)
-            tasks.start_soon(self._keep_so)
+        with self._in, self._out:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send_events)
+                tasks.start_soon(self._keep_so)
 
     async def _send_events(self) -> None:
         async for event in self._out:
@@ -124,7 +129,7 @@ class Broadcast:
                     await self._send_states()
                     await self._send_images()
                     if anyio.current_time() >= announce_at_s:
-                        announce_at_s = anyio.current_time() + ANNOUNCE_EVERY_S
+                        announce_at_s = anyio.current_time() + ANNOUNCE_EVERY * self._state_s
                         await self._announce()
                 except LinkLost:
                     self._connection = None
@@ -132,7 +137,7 @@ class Broadcast:
                     if not self._has_been_refused:
                         logger.warning("the broker does not take what cameras tell: %s; check its ACL for %s", error, self._node)
                     self._has_been_refused = True
-            await anyio.sleep(STATE_EVERY_S)
+            await anyio.sleep(self._state_s)
 
     async def _send_states(self) -> None:
         now_s, wanted = anyio.current_time(), self._wanted()
