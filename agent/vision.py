@@ -19,6 +19,7 @@ DETECT_S = 60.0
 WATCH_CALL_S = 5.0
 WATCH_S = 5.0
 RENEW_S = 2.0
+GLANCE_FPS, GLANCE_S = 1.0, 2.5  # of one who wants a single picture, so that many cameras can be shown small at little cost
 SILENT_S = 5.0
 
 
@@ -31,7 +32,8 @@ class Worker(Protocol):
 class _Viewer:
     """One client's latest frame: a client that is slow to read misses frames, and holds up nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, fps: float) -> None:
+        self.fps = fps
         self.frame: Frame | None = None
         self.has_frame = anyio.Event()
 
@@ -58,7 +60,7 @@ class VisionService:
         self._pipelines: Mapping[str, Mapping[str, Any]] = {}
         self._reported_s = 0.0
         self._viewers: dict[str, set[_Viewer]] = {}
-        self._renewed_s: dict[str, float] = {}
+        self._renewed: dict[str, tuple[float, float]] = {}  # when, at how many frames a second
 
     async def detect(self, model: str, image: bytes, threshold: float | None, annotate: bool) -> Picture:
         """Objects in a JPEG, PNG or WebP. Raises what the worker's `call` raises: a refused picture, an unknown model, a lost worker."""
@@ -74,17 +76,20 @@ class VisionService:
 
     async def snapshot(self, camera: str) -> bytes:
         """The next annotated frame as JPEG; waits for it without a limit of its own."""
-        async with aclosing(self.frames(camera)) as frames:
+        async with aclosing(self._frames(camera, GLANCE_FPS)) as frames:
             async for frame in frames:
                 return frame.jpeg
         raise ServiceFailure("internal", f"camera {camera!r} ended")
 
-    async def frames(self, camera: str) -> AsyncGenerator[Frame, None]:
+    def frames(self, camera: str) -> AsyncGenerator[Frame, None]:
         """Annotated frames, the newest at each turn, until the caller stops. The worker encodes only while somebody iterates here.
 
         Raises what `call` raises when the camera is not there, or the worker is lost.
         """
-        viewer = _Viewer()
+        return self._frames(camera, self._watch_fps)
+
+    async def _frames(self, camera: str, fps: float) -> AsyncGenerator[Frame, None]:
+        viewer = _Viewer(fps)
         viewers = self._viewers.setdefault(camera, set())
         viewers.add(viewer)
         try:
@@ -97,17 +102,19 @@ class VisionService:
             viewers.discard(viewer)
             if not viewers and self._viewers.get(camera) is viewers:
                 del self._viewers[camera]
-                self._renewed_s.pop(camera, None)
+                self._renewed.pop(camera, None)
 
     async def _renew(self, camera: str) -> None:
-        now_s = time.monotonic()
-        if now_s - self._renewed_s.get(camera, -WATCH_S) < RENEW_S:
+        now_s, fps = time.monotonic(), max(viewer.fps for viewer in self._viewers[camera])
+        renewed_s, renewed_fps = self._renewed.get(camera, (-WATCH_S, 0.0))
+        if now_s - renewed_s < RENEW_S and fps <= renewed_fps:
             return
-        self._renewed_s[camera] = now_s
+        self._renewed[camera] = (now_s, fps)
+        watch = Watch(0, camera, fps, WATCH_S if fps > GLANCE_FPS else GLANCE_S, annotated=True)
         try:
-            await self._worker.call(Watch(0, camera, self._watch_fps, WATCH_S, annotated=True), b"", WATCH_CALL_S)
+            await self._worker.call(watch, b"", WATCH_CALL_S)
         except BaseException:
-            self._renewed_s.pop(camera, None)  # the next viewer asks again, instead of waiting for nothing
+            self._renewed.pop(camera, None)  # the next viewer asks again, instead of waiting for nothing
             raise
 
     def on_report(self, report: Report, payload: bytes) -> None:

@@ -139,6 +139,22 @@ async def test_a_slow_viewer_sees_the_newest_and_holds_up_nobody(tmp_path: Path)
 
 
 @pytest.mark.anyio
+async def test_a_glance_is_cheap_and_slows_down_nobody_who_watches(tmp_path: Path) -> None:
+    async with node(tmp_path) as made:
+        await made.start(fps=15.0, source="conveyor:?seed=3")
+        await made.vision.snapshot("belt")
+        seen: list[int] = []
+        with anyio.fail_after(5):  # at the pace of a glance it would take a quarter of a minute
+            async with aclosing(made.vision.frames("belt")) as frames:
+                async for frame in frames:
+                    seen.append(frame.sequence)
+                    if len(seen) == 5:
+                        await made.vision.snapshot("belt")
+                    if len(seen) == 15:
+                        break
+
+
+@pytest.mark.anyio
 async def test_pictures_are_detected_annotated_and_refused(tmp_path: Path) -> None:
     async with node(tmp_path) as made:
         data, picture = belt()
