@@ -11,7 +11,7 @@ from typing import Any, Literal, Mapping, Optional, Sequence, Tuple
 
 from agent.worker.lines import Line
 from agent.worker.polygons import Point, check_name, check_point, check_polygon
-from agent.worker.sources import parse_source
+from agent.worker.sources import Decoder, Source, parse_source
 from models.record import RecordError
 
 MAX_SHAPES = 32
@@ -70,7 +70,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What a camera pipeline does. All but `source`, `width` and `height` (and `fps` of a rendered source, `mode`) change while it runs.
+    """What a camera pipeline does. All but `source`, `decoder`, `mode`, `width` and `height` change while it runs.
 
     source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`; options of a file or the conveyor
                follow a `?`, see agent/worker/sources.py
@@ -85,7 +85,8 @@ class PipelineSettings:
     record     clips of events
     media      folder for clips, given by the daemon; empty: no clips
     motion     whether to look only when something moves
-    width, height  size of a rendered source
+    decoder    of RTSP: `ffmpeg`, or `gstreamer`, which uses a Jetson's hardware; clips of the latter are encoded, not copied
+    width, height  size of a rendered source, and of csi
     """
 
     id: str
@@ -103,6 +104,7 @@ class PipelineSettings:
     record: Recording = Recording()
     media: str = ""
     motion: Motion = Motion()
+    decoder: Decoder = "ffmpeg"
     width: int = 640
     height: int = 360
 
@@ -115,19 +117,23 @@ class PipelineSettings:
         """Whether the source waits for every frame to be looked at; None: as the source says itself."""
         return {"auto": None, "freshest": False, "every_frame": True}[self.mode]
 
+    def parsed_source(self) -> Source:
+        """Raises ValueError, without credentials in it."""
+        return parse_source(self.source, self.width, self.height, self.fps, self.decoder)
+
     def has_source_of(self, other: PipelineSettings) -> bool:
         """Whether a camera that is open for the other settings serves these as well."""
         # A rendered source is rendered at the rate that is looked at, unless it names its own.
         is_rendered = self.source.startswith("conveyor:") and "fps=" not in self.source
-        ours, theirs = ((each.source, each.width, each.height, each.mode) for each in (self, other))
+        ours, theirs = ((each.source, each.width, each.height, each.mode, each.decoder) for each in (self, other))
         return ours == theirs and (self.fps == other.fps or not is_rendered)
 
     def check(self) -> None:
         """Raises RecordError where a value cannot be used; the message names the pipeline and the field."""
         try:
             self._check_rates()
-            source = parse_source(self.source, self.width, self.height, self.fps)
-            if self.mode == "every_frame" and source.kind in ("stream", "device"):
+            source = self.parsed_source()
+            if self.mode == "every_frame" and source.kind in ("stream", "device", "csi"):
                 raise ValueError(
                     f"mode: a live source does not wait, so `every_frame` is for files and rendered sources, not {source.label}"
                 )

@@ -4,6 +4,7 @@ conveyor:?seed=7&fps=15      rendered; `fps`, `seed`, `seconds` (0: endless), `p
 file:/video.mp4?loop=no      `loop=yes|no`, `pace=none`: every frame, as fast as it is taken, then the end
 rtsp://user:password@host/…  also rtsps, http, https
 v4l2:/dev/video0
+csi:0                        a Jetson's own camera port, through GStreamer; width, height and fps as the pipeline says
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ STREAMS = ("rtsp", "rtsps", "http", "https")
 OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pace")}
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 
-Kind = Literal["conveyor", "file", "stream", "device"]
+Kind = Literal["conveyor", "file", "stream", "device", "csi"]
+Decoder = Literal["ffmpeg", "gstreamer"]
 Tap = Callable[[Any], None]
 
 
@@ -56,12 +58,15 @@ class Source:
     is_paced: bool = True
     is_looped: bool = True
     seconds: float = 0.0
+    decoder: Decoder = "ffmpeg"
+    width: int = 0
+    height: int = 0
     belt: Belt = field(default_factory=lambda: Belt(0, 640, 360), compare=False)
 
     @property
     def has_packets(self) -> bool:
         """Whether it comes encoded, so that it can be kept as it is."""
-        return self.kind in ("file", "stream")
+        return self.kind in ("file", "stream") and self.decoder == "ffmpeg"
 
     def truth(self, at_s: float) -> Optional[Dict[str, int]]:
         """Objects that crossed the middle of a rendered picture until `at_s`; None: nobody knows."""
@@ -87,15 +92,19 @@ class Belt:
         return self._conveyor
 
 
-def parse_source(text: str, width: int, height: int, fps: float) -> Source:
-    """Read a source; `width`, `height` and `fps` are for a rendered one. Raises ValueError, without credentials in it."""
+def parse_source(text: str, width: int, height: int, fps: float, decoder: Decoder = "ffmpeg") -> Source:
+    """Read a source; `width`, `height` and `fps` are for a rendered one and for csi. Raises ValueError, without credentials in it."""
     scheme, _, rest = text.partition(":")
+    if decoder == "gstreamer" and scheme not in ("rtsp", "rtsps"):
+        raise ValueError(f"decoder: GStreamer decodes RTSP here, not {redacted(text)!r}")
     if scheme in STREAMS and re.match(r"^//\S+$", rest):
-        return Source("stream", text, redacted(text), fps)
+        return Source("stream", text, redacted(text), fps, decoder=decoder)
+    if scheme == "csi" and re.match(r"^\d$", rest):
+        return Source("csi", rest, text, fps, width=width, height=height)
     if scheme == "v4l2" and re.match(r"^/dev/video\d{1,3}$", rest):
         return Source("device", rest, text, fps)
     if scheme not in OPTIONS:
-        raise ValueError(f"source {redacted(text)!r} is none of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN")
+        raise ValueError(f"source {redacted(text)!r} is none of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:N")
     address, options = _options(scheme, rest)
     is_paced = _one_of(options, "pace", {"none": False, "real": True}, True)
     if scheme == "file":
@@ -108,7 +117,7 @@ def parse_source(text: str, width: int, height: int, fps: float) -> Source:
         raise ValueError(f"source {text!r}: seed, fps and seconds are numbers: {error}") from error
     if not (0 < fps <= 120 and 0 <= seconds < 1e9) or not (160 <= width <= 3840 and 90 <= height <= 2160):
         raise ValueError(f"source {text!r}: fps must be in 0..120, seconds in 0..1e9, and {width}x{height} in 160x90..3840x2160")
-    return Source("conveyor", address, text, fps, is_paced, False, seconds, Belt(seed, width, height))
+    return Source("conveyor", address, text, fps, is_paced, False, seconds, belt=Belt(seed, width, height))
 
 
 def _options(scheme: str, rest: str) -> Any:
@@ -179,6 +188,9 @@ def _file(source: Source, stop: threading.Event, stall_s: float, tap: Optional[T
 
 
 def _stream(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
+    if source.decoder == "gstreamer":
+        yield from _through_gstreamer(source, stop, stall_s, tap)
+        return
     options = {
         "rtsp_transport": "tcp",
         "fflags": "nobuffer",
@@ -196,6 +208,21 @@ def _stream(source: Source, stop: threading.Event, stall_s: float, tap: Optional
         asked_s = time.monotonic()
     if not stop.is_set():
         raise SourceError(f"{source.label} ended the stream")
+
+
+def _through_gstreamer(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
+    from agent.worker.gstreamer import GStreamerError, csi_pictures, rtsp_pictures  # only where such a source is used
+
+    try:
+        if source.kind == "csi":
+            fps = max(1, math.ceil(source.fps))
+            pictures = csi_pictures(int(source.address), source.width, source.height, fps, stop, OPEN_TIMEOUT_S, stall_s)
+        else:
+            pictures = rtsp_pictures(source.address, stop, OPEN_TIMEOUT_S, stall_s)
+        for picture in pictures:
+            yield Grab(lambda picture=picture: picture)  # type: ignore[misc]  # as above
+    except GStreamerError as error:
+        raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
 
 
 def _device(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
@@ -260,4 +287,5 @@ OPENERS: Dict[str, Callable[[Source, threading.Event, float, Optional[Tap]], Ite
     "file": _file,
     "stream": _stream,
     "device": _device,
+    "csi": _through_gstreamer,
 }

@@ -11,7 +11,6 @@ from agent.worker.camera import Camera
 from agent.worker.events import Event
 from agent.worker.loop import Emit, Refusal
 from agent.worker.pipeline import Look, Pipeline, PipelineSettings
-from agent.worker.sources import parse_source
 from agent.worker_protocol import (
     CameraEvent,
     CameraFrame,
@@ -192,7 +191,7 @@ class VisionService:
             running.change(settings, opened.detector)
             self._emit(Done(message.request, {"source": running.camera.source.label, "is_reopened": False}))
             return
-        source = parse_source(settings.source, settings.width, settings.height, settings.fps)
+        source = settings.parsed_source()
         if running is not None:
             self._end(message.pipeline)
         camera = Camera(source, self._wake, stall_s=max(3.0, 5 / settings.fps), is_patient=settings.is_patient)

@@ -254,6 +254,7 @@ def test_a_shown_address_still_tells_which_camera() -> None:
         ("conveyor:?fps=0", "fps"),
         ("v4l2:/etc/passwd", "none of"),
         ("http:/no", "none of"),
+        ("csi:left", "none of"),
         ("rtsp://user:my password@host/live", "none of"),
     ],
 )

@@ -5,10 +5,12 @@ Needs `gir1.2-gst-rtsp-server-1.0`, `gstreamer1.0-plugins-base`, `-good` and `-b
 
 from __future__ import annotations
 
+import importlib
 import random
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -193,3 +195,63 @@ def test_clips_of_an_rtsp_camera_are_its_own_packets(server: Server, tmp_path: P
     assert 2.8 * FPS <= len(ages) <= 4.5 * FPS
     assert ages[0] - ages[-1] == pytest.approx(len(ages) / FPS, rel=0.15)
     assert not [report for report in bench.reports if isinstance(report, CameraEvent) and report.kind == "recording"]
+
+
+@pytest.fixture
+def bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GStreamer's bindings are the system's; they can be used from here where both Pythons are of one version."""
+    monkeypatch.setattr(sys, "path", [*sys.path, "/usr/lib/python3/dist-packages"])
+    try:
+        importlib.import_module("gi")
+    except ImportError as error:
+        pytest.skip(f"the system's python3-gi cannot be used from this Python: {error}")
+
+
+@pytest.mark.filterwarnings("ignore:DynamicImporter")  # of python3-gi
+@pytest.mark.usefixtures("bindings")
+def test_gstreamer_decodes_the_same_stream_as_fresh_and_notices_the_same_silence(server: Server) -> None:
+    camera = Camera(parse_source(server.url, 640, 360, FPS, "gstreamer"), lambda: None, 2.0)
+    assert not camera.source.has_packets
+    ages: list[float] = []
+    camera.start()
+    try:
+        end_s = time.monotonic() + 20
+        while len(ages) < 60:
+            assert time.monotonic() < end_s, camera.state(time.monotonic())
+            frame = camera.slot.take()
+            if frame is None:
+                time.sleep(0.005)
+            else:
+                ages.append(age_s(frame.load()))
+        assert frame is not None
+        assert frame.load().shape == (176, 320, 3)
+        assert np.percentile(ages[20:], 95) < 0.25
+        server.process.send_signal(signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        while camera.state(time.monotonic()).name == "streaming" or camera.state(time.monotonic()).name == "stalled":
+            assert time.monotonic() - stopped_s < 5
+            time.sleep(0.01)
+        assert camera.state(time.monotonic()).name == "backing_off"
+    finally:
+        camera.stop()
+        camera.join()
+
+
+@pytest.mark.filterwarnings("ignore:DynamicImporter")  # of python3-gi
+@pytest.mark.usefixtures("bindings")
+def test_what_gstreamer_cannot_do_is_said_without_the_password() -> None:
+    camera = Camera(parse_source("rtsp://user:s3cret@127.0.0.1:1/cam", 640, 360, FPS, "gstreamer"), lambda: None, 2.0)
+    csi = Camera(parse_source("csi:0", 640, 360, FPS), lambda: None, 2.0)
+    for each, words in ((camera, "rtsp://…@127.0.0.1:1/cam: "), (csi, "no element nvarguscamerasrc")):
+        each.start()
+        try:
+            end_s = time.monotonic() + 15
+            while each.state(time.monotonic()).name != "backing_off":
+                assert time.monotonic() < end_s
+                time.sleep(0.01)
+            message = each.state(time.monotonic()).message
+            assert words in message
+            assert "s3cret" not in message
+        finally:
+            each.stop()
+            each.join()
