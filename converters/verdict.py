@@ -27,7 +27,7 @@ class Comparison:
 
     figures    generation: mean_kl, max_kl (nats per token), top1_agreement, greedy_agreement, perplexity_source, perplexity_result;
                embedding: min_cosine, mean_cosine, max_relative_error; classification: agreement, mean_kl, max_logit_delta,
-               max_relative_error; detection: matched_boxes (share), compared_boxes, p99_score_delta, max_score_delta
+               max_relative_error; detection: matched_boxes (share), compared_boxes, p95_, p99_ and max_score_delta
     tolerance  the limits that decided, each named after its figure
     reason     why it did not pass; empty when it did
     """
@@ -97,12 +97,11 @@ class Verdict:
 def decide(figures: Mapping[str, float], tolerance: Mapping[str, float]) -> str:
     """The first figure outside its limit as a sentence, or an empty text.
 
-    Limits of `max_…`, `p99_…` and `mean_kl` are upper ones, others lower.
-    A figure that is not a number is outside any limit.
+    Limits of `max_…`, `p95_…`, `p99_…` and `mean_kl` are upper ones, others lower. A figure that is not a number is outside any limit.
     """
     for name, limit in tolerance.items():
         value = figures[name]
-        is_upper = name.startswith(("max_", "p99_")) or name == "mean_kl"
+        is_upper = name.startswith(("max_", "p95_", "p99_")) or name == "mean_kl"
         if not (value <= limit if is_upper else value >= limit):
             return f"{name} is {value:.6g}, {'above' if is_upper else 'below'} the tolerance of {limit:g}"
     return ""

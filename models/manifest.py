@@ -83,7 +83,7 @@ class Detection:
               `shortest_edge`: shorter side to `height`, longer side at most `width`, both cut to multiples of `multiple_of`
     mean, std of the RGB channels after scaling to 0..1
     scores    `sigmoid`: one score per class; `softmax`: the last class is the background
-    max_score_delta  how far an engine's scores may be from the source's: 99 of 100 boxes within it, none beyond ten times as much
+    max_score_delta  how far an engine's scores may be from the source's: 95 of 100 boxes within it, 99 within three times, none beyond ten
     """
 
     height: int

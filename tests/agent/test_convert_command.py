@@ -50,12 +50,11 @@ def test_a_model_of_the_catalogue(hotspare: Convert, tmp_path: Path) -> None:
 
 def test_a_real_detector_by_its_path_shows_its_ladder(hotspare: Convert, test_data: Path, tmp_path: Path) -> None:
     path = str(test_data / "models/deimv2_hgnetv2_atto_coco_raw.onnx")
-    done = hotspare("convert", path, "--name", "atto", "--precision", "fp16")
+    done = hotspare("convert", path, "--name", "atto", "--precision", "int8")
     assert done.returncode == 0, done.stderr
-    assert "fp16 with attention and normalisation in fp32" in done.stdout
-    assert "p99_score_delta is" in done.stdout and "relative error" in done.stdout, "the refused attempts and their worst tensor"
+    assert "matched_boxes is" in done.stdout and "relative error" in done.stdout, "the refused attempt and its worst tensor"
     (engine,) = open_store(tmp_path / "state").engines("atto")
-    assert [attempt["status"] for attempt in engine.record.verdict["attempts"]] == ["failed", "failed", "passed"]
+    assert [attempt["status"] for attempt in engine.record.verdict["attempts"]] == ["failed", "passed"]
     listed = {model["name"]: model for model in json.loads(hotspare("models", "list", "--json").stdout)}
     assert (listed["atto"]["files_here"], listed["atto"]["engines"]) == (1, 1)
     assert hotspare("models", "rm", "atto", "--forget").returncode == 0
