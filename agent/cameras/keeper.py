@@ -40,7 +40,6 @@ class _Waiting:
 @dataclass(frozen=True)
 class _EndOpen:
     ended_by: EndedBy
-    cameras: tuple[str, ...] | None
 
 
 class EventKeeper:
@@ -101,9 +100,9 @@ class EventKeeper:
         self._count, self._bytes = self._count + 1, self._bytes + len(jpeg)
         self._came.set()
 
-    def end_open(self, ended_by: EndedBy, *cameras: str) -> None:
-        """End what is open now, of these cameras or of all: nobody will say how it ended."""
-        self._jobs.append(_EndOpen(ended_by, cameras or None))
+    def end_open(self, ended_by: EndedBy) -> None:
+        """End what is open now: nobody will say how it ended."""
+        self._jobs.append(_EndOpen(ended_by))
         self._came.set()
 
     async def page(self, wanted: Filter, before: int | None, limit: int) -> list[EventRecord]:
@@ -157,7 +156,7 @@ class EventKeeper:
 
     def _write(self, job: _Waiting | _EndOpen) -> None:
         if isinstance(job, _EndOpen):
-            self._store.end_open(job.ended_by, wire_now().timestamp(), job.cameras)
+            self._store.end_open(job.ended_by, wire_now().timestamp())
             return
         records = []
         for record, jpeg in job.events.values():

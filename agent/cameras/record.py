@@ -12,8 +12,8 @@ EVENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 NAMES_MAX = 32
 DAY_S = 86_400.0
 
-# `object`: it left. The others mark an end that nobody saw: its process died, its camera was started anew or taken away, or the node was.
-EndedBy = Literal["object", "worker_lost", "camera_restarted", "camera_removed", "node_restarted"]
+# `object`: it left. The others mark an end that nobody saw: the process that watched it died, or the node was started anew.
+EndedBy = Literal["object", "worker_lost", "node_restarted"]
 
 
 @dataclass(frozen=True, slots=True)

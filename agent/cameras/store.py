@@ -95,15 +95,10 @@ class EventStore:
         )  # fmt: skip
         return changed.rowcount
 
-    def end_open(self, ended_by: EndedBy, at: float, cameras: Sequence[str] | None = None) -> int:
-        """End what is open, of these cameras or of all, with the mark of an end that nobody saw. How many there were."""
-        where = "ended_at IS NULL"
-        values: list[Any] = [at, ended_by]
-        if cameras is not None:
-            where += f" AND camera IN ({', '.join('?' * len(cameras))})"
-            values += cameras
+    def end_open(self, ended_by: EndedBy, at: float) -> int:
+        """End what is open with the mark of an end that nobody saw. How many there were."""
         with self._lock, self._transaction():
-            return self._connection.execute(f"UPDATE events SET ended_at = ?, ended_by = ? WHERE {where}", values).rowcount
+            return self._connection.execute("UPDATE events SET ended_at = ?, ended_by = ? WHERE ended_at IS NULL", (at, ended_by)).rowcount
 
     def event(self, identifier: str) -> EventRecord | None:
         with self._lock:

@@ -82,7 +82,7 @@ def router(context: Context) -> APIRouter:
 def entry(event: EventRecord, has_clip_file: bool, now: float) -> dict[str, Any]:
     """An event as clients read it. A clip is complete some seconds after the end of its event; one cut off by a crash never is."""
     width, height = event.picture
-    is_recent = event.ended_at is None or now - event.ended_at < CLIP_COMES_S
+    may_come = event.ended_at is None or (event.ended_by == "object" and now - event.ended_at < CLIP_COMES_S)
     return {
         "id": event.id,
         "object": "event",
@@ -104,7 +104,7 @@ def entry(event: EventRecord, has_clip_file: bool, now: float) -> dict[str, Any]
         "crossed": [{"line": line, "direction": direction} for line, direction in event.crossed],
         "snapshot": f"/events/{event.id}/snapshot.jpg" if event.has_snapshot else None,
         "clip": f"/events/{event.id}/clip.mp4" if event.has_clip and has_clip_file else None,
-        "clip_is_coming": event.has_clip and not has_clip_file and is_recent,
+        "clip_is_coming": event.has_clip and not has_clip_file and may_come,
     }
 
 

@@ -130,7 +130,7 @@ function tags(event) {
 }
 
 const clock = (iso) => new Date(iso).toLocaleTimeString([], { hour12: false });
-const ENDS = { worker_lost: "cut off: its worker died", camera_restarted: "cut off: its camera was started anew", camera_removed: "cut off: its camera was removed", node_restarted: "cut off: the node was restarted" };
+const ENDS = { worker_lost: "cut off: the worker died", node_restarted: "cut off: the node was restarted" };
 const span = (event) => (event.state === "open" ? "in view" : ENDS[event.ended_by] ?? duration(event.seen_for_s));
 
 // ── one event, large ────────────────────────────────────────────────────────────────────────────────────────────────────────────────

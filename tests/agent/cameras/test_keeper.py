@@ -123,15 +123,12 @@ async def test_pages_are_cut_and_filtered(tmp_path: Path) -> None:
 async def test_a_worker_that_is_lost_leaves_no_event_open_and_the_next_one_begins_anew(tmp_path: Path) -> None:
     async with keeping(tmp_path) as kept:
         kept.keeper.offer(seen("a1"))
-        kept.keeper.offer(seen("b1", camera="yard"))
-        kept.keeper.end_open("camera_restarted", "yard")
+        kept.keeper.offer(seen("b1", "end", camera="yard"))
         kept.keeper.offer(seen("b2", camera="yard"))
         kept.keeper.end_open("worker_lost")
         kept.keeper.offer(seen("a2"))  # of the worker after that
         events = await kept.until(lambda events: len(events) == 4 and events[0].id == "a2")
-        assert {event.id: event.ended_by for event in events} == {
-            "a1": "worker_lost", "b1": "camera_restarted", "b2": "worker_lost", "a2": None,
-        }  # fmt: skip
+        assert {event.id: event.ended_by for event in events} == {"a1": "worker_lost", "b1": "object", "b2": "worker_lost", "a2": None}
 
 
 @pytest.mark.anyio
