@@ -99,7 +99,8 @@ class Pipeline:
         self._looks: Deque[float] = deque(maxlen=WINDOW)
         self._ages: Deque[float] = deque(maxlen=WINDOW)
         self._latencies: Deque[float] = deque(maxlen=WINDOW)
-        self._processed = self._stale = self._still = 0
+        self._decodes: Deque[float] = deque(maxlen=WINDOW)
+        self._processed = self._stale = self._still = self._stalls = 0
         camera.slot.due_s = time.monotonic()
 
     @property
@@ -166,6 +167,7 @@ class Pipeline:
         if name == self._state or (name == "ended" and self.camera.slot.has_frame):
             return news
         before, self._state = self._state, name
+        self._stalls += name == "stalled"
         events = news + [Event("camera", {"state": name, "before": before, "message": state.message})]
         return events + self._meaning.lose_sight() if name in GONE else events
 
@@ -212,6 +214,7 @@ class Pipeline:
             return None
         try:
             picture = self._masks.apply(frame.load())
+            self._decodes.append((time.monotonic() - began_s) * 1000)
         except SourceError as error:
             self.fail(error)
             return None
@@ -310,10 +313,12 @@ class Pipeline:
             "age_ms_p50": _percentile(self._ages, 50),
             "age_ms_p95": _percentile(self._ages, 95),
             "latency_ms": _percentile(self._latencies, 50),
+            "decode_ms": _percentile(self._decodes, 50),
             "silent_s": _rounded(self.camera.silent_s(now_s)),
             "retry_in_s": None if camera.retry_at_s is None else _rounded(max(0.0, camera.retry_at_s - now_s)),
             "connections": camera.connections,
             "failures": camera.failures,
+            "stalls": self._stalls,
             "is_watched": now_s < self.watchers.until_s,
             "width": self._size[0],
             "height": self._size[1],

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
@@ -195,7 +196,7 @@ class Recorder:
                 work, self._waiting, self._waiting_bytes = list(self._waiting), deque(), 0
                 is_last = self._is_closing
             for each in work:
-                self._take(each)
+                self._guarded(partial(self._take, each))
             now_s = time.monotonic()
             for name in [name for name, each in self._clips.items() if is_last or now_s >= each.until_s + GRACE_S]:
                 self._finish(name)
@@ -212,9 +213,9 @@ class Recorder:
             work = Piece(work.captured_s, encode_jpeg(work.picture, QUALITY))
         if isinstance(work, Piece):
             self._keep(work)
-            self._guarded(lambda: self._add(work))
+            self._add(work)
         elif isinstance(work, _Begin):
-            self._guarded(lambda: self._begin(work))
+            self._begin(work)
         elif isinstance(work, _End):
             if work.id in self._clips:
                 each = self._clips[work.id]
@@ -271,7 +272,7 @@ class Recorder:
             try:
                 opened.clip.finish()
                 self.written += 1
-            except FAILURES:
+            except BaseException:
                 opened.clip.abandon()
                 raise
 
@@ -307,7 +308,9 @@ class Recorder:
         """Do it; where the disk does not, all clips are given up, once said, and everything else goes on."""
         try:
             action()
-        except FAILURES as error:
+        except Exception as error:  # what FFmpeg may still come up with must not end the thread in silence
+            if not isinstance(error, FAILURES):
+                LOG.exception("recording to %s failed in an unforeseen way", self._folder)
             for each in self._clips.values():
                 each.clip.abandon()
             self._clips.clear()
