@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
+from converters.affine_in_layout import affine_in_layout
 from converters.errors import ConversionError, unsupported
 from converters.folded_onnx import folded_onnx, is_folded
 from converters.graph import opset_of, read_graph, require_standard, save_graph
@@ -22,7 +23,7 @@ from converters.written_out import write_out
 from models.manifest import DetectionManifest
 
 # Part of the engine key: raise it with every change that changes what is written.
-VERSION = 3
+VERSION = 4
 MAX_GRAPH_BYTES = (2 << 30) - 1
 MIN_OPSET = 7
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
@@ -92,6 +93,8 @@ def onnx_from_onnx(
             path.unlink()
     else:
         _write_fused(source, external, used, scratch, folder)
+    if not target.is_standard and isinstance(manifest, DetectionManifest):
+        affine_in_layout(folder / "model.onnx")
     return scratch / "model.onnx"
 
 
