@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -44,8 +44,8 @@ class Uplink(Protocol):
 class Broadcast:
     """`offer` never waits: what the broker is too slow for is dropped and counted.
 
-    `cameras` gives the worker's reports with their `id`, of cameras that are `wanted` and of others; `devices` are those that Home
-    Assistant is told of. What it was told is remembered in `memory`, so that what is no longer so can be cleared.
+    `cameras` gives a report of each camera that is wanted, with its `id`; `devices` are those that Home Assistant is told of. What it was
+    told is remembered in `memory`, so that what is no longer so can be cleared.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class Broadcast:
         events: Events,
         uplink: Uplink,
         cameras: Callable[[], list[dict[str, Any]]],
-        wanted: Callable[[], Collection[str]],
         devices: Callable[[], list[Device]],
         prefix: str,
         image_s: float,
@@ -65,7 +64,6 @@ class Broadcast:
         self._events = events
         self._uplink = uplink
         self._cameras = cameras
-        self._wanted = wanted
         self._devices = devices
         self._prefix = prefix
         self._image_s = image_s
@@ -140,8 +138,8 @@ class Broadcast:
             await anyio.sleep(self._state_s)
 
     async def _send_states(self) -> None:
-        now_s, wanted = anyio.current_time(), self._wanted()
-        reports = {str(report["id"]): report for report in self._cameras() if report["id"] in wanted}
+        now_s = anyio.current_time()
+        reports = {str(report["id"]): report for report in self._cameras()}
         for camera, report in reports.items():
             before, told_s = self._stated.get(camera, ({}, -FIGURES_EVERY_S))
             if has_news(before, report) or now_s - told_s >= FIGURES_EVERY_S:
@@ -153,15 +151,15 @@ class Broadcast:
                 self._stated[camera] = (report, now_s)
                 if payload is not None:
                     await self._retain(topics.camera_state(self._node, camera), payload, "camera-state")
-        for camera in [camera for camera in self._stated if camera not in wanted]:  # not one whose worker has just died
+        for camera in [camera for camera in self._stated if camera not in reports]:
             await self._retain(topics.camera_state(self._node, camera), b"", "camera-state")
             if self._prefix:
                 await self._retain(topics.camera_image(self._node, camera), b"", "camera-image")
             del self._stated[camera]
 
     async def _send_images(self) -> None:
-        now_s, wanted = anyio.current_time(), self._wanted()
-        self._images = {camera: jpeg for camera, jpeg in self._images.items() if camera in wanted}
+        now_s = anyio.current_time()
+        self._images = {camera: jpeg for camera, jpeg in self._images.items() if camera in self._stated}
         due = [camera for camera in self._images if now_s - self._imaged_s.get(camera, -self._image_s) >= self._image_s]
         for camera in due:
             jpeg, self._imaged_s[camera] = self._images.pop(camera), now_s

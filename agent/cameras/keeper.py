@@ -102,7 +102,8 @@ class EventKeeper:
 
     def end_open(self, ended_by: EndedBy) -> None:
         """End what is open now: nobody will say how it ended."""
-        self._jobs.append(_EndOpen(ended_by))
+        if not self._jobs or self._jobs[-1] != _EndOpen(ended_by):
+            self._jobs.append(_EndOpen(ended_by))
         self._came.set()
 
     async def page(self, wanted: Filter, before: int | None, limit: int) -> list[EventRecord]:

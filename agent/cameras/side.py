@@ -62,9 +62,12 @@ class CameraSide:
         """`url`: where people reach the node's page, empty while nobody knows."""
         prefix, memory = wanted.prefix, self._state / "home_assistant.json"
         devices = partial(self._devices, node, url)
-        self._broadcast = Broadcast(
-            node, events, session, self.vision.cameras, self.orders.settings, devices, prefix, wanted.image_s, memory
-        )
+        self._broadcast = Broadcast(node, events, session, self._reports, devices, prefix, wanted.image_s, memory)
+
+    def _reports(self) -> list[dict[str, Any]]:
+        """Of every camera that is wanted, also while its worker or its model is not there."""
+        told = {str(report["id"]): report for report in self.vision.cameras()}
+        return [told.get(camera, {"id": camera, "state": "starting"}) for camera in self.orders.settings()]
 
     def _devices(self, node: str, url: Callable[[], str]) -> list[Device]:
         return [
