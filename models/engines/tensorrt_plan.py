@@ -86,7 +86,11 @@ def open_plan(folder: Path, options: EngineOptions, device: Device, load: Callab
 
 
 def record_refusal(key: EngineKey, device: Device, version: str, precision: str) -> Optional[str]:
-    """Why a plan with this key must not be loaded here; None when it may."""
+    """Why a plan with this key must not be loaded here; None when it may.
+
+    A plan built VERSION_COMPATIBLE would load under another TensorRT, with code that it carries itself; but nothing proved it there, so it
+    is refused like any other and built anew while the path at hand serves (docs/decisions.md).
+    """
     facts = (
         ("TensorRT", key.runtime_version, version),
         ("the device", key.device, device.key),

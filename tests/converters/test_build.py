@@ -93,6 +93,26 @@ def test_a_damaged_file_is_an_error_line(tmp_path: Path, tiny: dict[str, Any]) -
     assert (status, lines[-1]["error"]["code"]) == (1, "bad_file")
 
 
+@pytest.mark.parametrize("form", ["onnx", "transformers"])
+def test_a_source_that_cannot_be_used_ends_the_ladder_at_once(tmp_path: Path, form: str) -> None:
+    """Neither a broken file nor a model that cannot be exported goes better at another precision."""
+    weights = "model.safetensors" if form == "transformers" else "model"
+    contents = {weights: "no weights"}
+    if form == "transformers":
+        names = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+        contents["config.json"] = json.dumps({"model_type": "rt_detr", "architectures": ["RTDetrForObjectDetection"], **names})
+    for role, content in contents.items():
+        (tmp_path / role).write_text(content)
+    files = {role: {"source": f"file:/nowhere/{role}"} for role in contents}
+    sources = {role: tmp_path / role for role in contents}
+    asked = request({**detection(), "format": form, "files": files}, tmp_path / "store", **sources)
+    status, lines = run({**asked, "options": {"precision": "int8"}})
+    # Without torch and transformers nothing is exported, with them the weights are seen to be none.
+    assert (status, lines[-1]["error"]["code"] in ("bad_file", "unsupported")) == (1, True), lines[-1]
+    told = [line["message"] for line in lines[:-1]]
+    assert any(message.startswith("int8: ") for message in told) and not any(message.startswith("fp32: ") for message in told)
+
+
 REQUESTS: dict[str, Any] = {
     "no JSON": b"{",
     "no object": b"[]",

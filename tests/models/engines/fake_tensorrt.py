@@ -71,6 +71,9 @@ class Runtime:
     def __init__(self, logger: Any) -> None:
         self.logger = logger
 
+    # As in TensorRT itself, code that a plan carries does not run unless it is told to.
+    engine_host_code_allowed = False
+
     def deserialize_cuda_engine(self, data: Any) -> Engine | None:
         plan = bytes(data)
         if not plan.startswith(MAGIC):

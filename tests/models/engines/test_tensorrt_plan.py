@@ -64,6 +64,29 @@ def test_a_plan_of_another_device_is_refused_by_name(
         load_plan(folder, EngineOptions(precision=precision), here, fake_module(version=version))
 
 
+def test_a_plan_that_says_it_fits_other_versions_is_refused_as_well(tmp_path: Path) -> None:
+    key = dataclasses.replace(KEY, options={**KEY.options, "version_compatible": "1"})
+    with pytest.raises(EngineError, match=r"was built for TensorRT 10\.3\.0, here it is 10\.13\.2"):
+        load_plan(published(tmp_path, key), module=fake_module(version="10.13.2"))
+    plan = load_plan(tmp_path / key.digest())
+    assert plan.kept[0].engine_host_code_allowed is False, "no plan brings code of its own"
+
+
+def test_plugins_are_known_before_a_plan_is_read(tmp_path: Path) -> None:
+    module, calls = fake_module(), []
+    real = module.Runtime
+
+    class Runtime(real):  # type: ignore[misc,valid-type]  # the module is made at run time
+        def deserialize_cuda_engine(self, data: Any) -> Any:
+            calls.append("deserialise")
+            return super().deserialize_cuda_engine(data)
+
+    module.Runtime = Runtime
+    module.init_libnvinfer_plugins = lambda logger, namespace: calls.append(f"plugins of {namespace!r}")
+    load_plan(plan_bytes(tmp_path), module=module)
+    assert calls == ["plugins of ''", "deserialise"]
+
+
 def test_a_plan_that_was_touched_is_refused(tmp_path: Path) -> None:
     folder = published(tmp_path)
     data = bytearray((folder / "model.plan").read_bytes())
