@@ -87,7 +87,7 @@ def succeeded(state: Breaker, now_s: float, policy: BreakerPolicy, by_probe: boo
 def failed(state: Breaker, failure: Failure, now_s: float, policy: BreakerPolicy, draw: float, by_probe: bool) -> Breaker:
     """After a failure. `draw`, evenly from 0 to 1, spreads the trials of a fleet."""
     if failure.weight == 0:
-        return state
+        return replace(state, next_s=now_s + policy.pass_gap_s) if isinstance(state, HalfOpen) and by_probe else state
     match state:
         case Closed():
             weight, recent = state.weight + failure.weight, _remember(state.recent, False, policy)

@@ -108,7 +108,9 @@ class Exchange:
                 has_comment = has_comment or kind == "comment"
                 if kind == "token":
                     token_s = anyio.current_time() + self._budgets.between_tokens_s
+                given_s = anyio.current_time()
                 yield event, kind
+                token_s += anyio.current_time() - given_s  # a client that reads slowly is no fault of the primary
                 if kind == "done":
                     return
 
@@ -127,6 +129,14 @@ class Exchange:
         except httpx.HTTPError as error:
             raise PrimaryFailed(failure_of_error(error, has_head=True, has_token=has_token)) from error
 
+    async def refusal(self) -> bytes:
+        """The body of an answer that is no completion, which is short and there at once. Raises PrimaryFailed."""
+        try:
+            with anyio.fail_after(self._budgets.first_byte_s):
+                return await self.whole()
+        except TimeoutError as error:
+            raise PrimaryFailed(Failure("first_token_timeout", f"{self._budgets.first_byte_s:g} s")) from error
+
     async def whole(self) -> bytes:
         """The body, complete. Raises PrimaryFailed."""
         pieces, size = [], 0
@@ -142,9 +152,16 @@ class Exchange:
 
     async def raw(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes, for what is passed on without being understood. Raises PrimaryFailed."""
+        pieces = self._response.aiter_raw()
         try:
-            async for piece in self._response.aiter_raw():
+            while True:
+                with anyio.fail_after(self._budgets.answer_s):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
                 yield piece
+        except TimeoutError as error:
+            raise PrimaryFailed(Failure("stalled", f"{self._budgets.answer_s:g} s")) from error
         except httpx.HTTPError as error:
             raise PrimaryFailed(failure_of_error(error, has_head=True, has_token=True)) from error
 

@@ -122,7 +122,7 @@ class Gateway:
                 except PrimaryFailed as failed:
                     failure = failed.failure
                 else:
-                    await self._deliver(first, fields, visit, note)
+                    await self._deliver(first, fields, visit, note, stack)
         if failure is not None:
             note.cause = failure.kind
             await self._stand_in(visit, fields, failure.words)
@@ -198,22 +198,25 @@ class Gateway:
     async def _begin_stream(self, asked: Asked, stack: AsyncExitStack) -> Begun:
         budgets = self._policy.budgets
         begun_s = anyio.current_time()
-        head = await stack.enter_async_context(
-            exchange(self._client, self._policy.url, asked, budgets, bool(self._key()), budgets.first_byte_s)
-        )
-        if head.status >= 400:
-            return Begun(head, await head.whole())
-        if not head.is_stream:
-            raise PrimaryFailed(Failure("malformed", "no event stream"))
-        rest = await stack.enter_async_context(aclosing(head.events()))
-        pending = []
-        async for item, kind in rest:
-            pending.append(item)
-            if kind == "done" and not head.said.has_token:
-                raise PrimaryFailed(Failure("malformed", "[DONE] without a token"))
-            # Comments must reach the client before it loses patience; from here on a failure is answered inside the stream.
-            if kind in ("token", "done") or anyio.current_time() - begun_s > EARLY_HEAD_S:
-                break
+        # Its own stack: an attempt that fails, or loses a race, must not stay connected and be paid for while another answers.
+        async with AsyncExitStack() as attempt:
+            head = await attempt.enter_async_context(
+                exchange(self._client, self._policy.url, asked, budgets, bool(self._key()), budgets.first_byte_s)
+            )
+            if head.status >= 400:
+                return Begun(head, await head.refusal())
+            if not head.is_stream:
+                raise PrimaryFailed(Failure("malformed", "no event stream"))
+            rest = await attempt.enter_async_context(aclosing(head.events()))
+            pending = []
+            async for item, kind in rest:
+                pending.append(item)
+                if kind == "done" and not head.said.has_token:
+                    raise PrimaryFailed(Failure("malformed", "[DONE] without a token"))
+                # Comments must reach the client before it loses patience; from here on a failure is answered inside the stream.
+                if kind in ("token", "done") or anyio.current_time() - begun_s > EARLY_HEAD_S:
+                    break
+            stack.push_async_exit(attempt.pop_all())
         return Begun(head, pending=tuple(pending), rest=rest)
 
     async def _whole(self, asked: Asked) -> Begun:
@@ -228,7 +231,9 @@ class Gateway:
             check_whole(begun.body or b"", ANSWERED[asked.path])
         return begun
 
-    async def _deliver(self, first: Begun | LocalRun, fields: Mapping[str, Any], visit: Visit, note: Answered) -> None:
+    async def _deliver(
+        self, first: Begun | LocalRun, fields: Mapping[str, Any], visit: Visit, note: Answered, stack: AsyncExitStack
+    ) -> None:
         if isinstance(first, LocalRun):
             await first.deliver()
             return
@@ -250,6 +255,7 @@ class Gateway:
             self._primary.succeeded()
         except PrimaryFailed as failed:
             self._primary.failed(failed.failure)
+            await stack.aclose()  # one that stalls would go on, and be paid for
             await self._go_on(fields, first.exchange.said, failed.failure, visit, note)
         await visit.send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -128,11 +128,15 @@ class Primary:
         return failure
 
     def _wants_clients_key(self, probe: Probe) -> bool:
-        """Without a key of our own, being asked for one is all that a working primary can answer."""
-        return not self._key_is_ours and probe.reason in ("HTTP 401", "HTTP 403")
+        """Without a key of our own, being asked for one, or to pay or ask less without one, is all that a working primary can answer."""
+        return not self._key_is_ours and probe.reason in ("HTTP 401", "HTTP 402", "HTTP 403", "HTTP 429")
 
     def _move(self, state: Breaker) -> None:
         before, self._state = self._state, state
+        if isinstance(before, Closed) and isinstance(state, Closed):
+            if state.weight > before.weight:
+                self._moved.set()  # a doubt is looked into sooner than the next probe was due
+            return
         if type(before) is type(state):
             return
         self._moved.set()

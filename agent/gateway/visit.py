@@ -89,4 +89,7 @@ class LocalRun:
         elif not self.is_good and self.status == 200:
             self.is_good = True
             self._on_first()
-        await self._outbox.send(message)
+        try:
+            await self._outbox.send(message)
+        except anyio.BrokenResourceError:  # nobody waits for it any more
+            self._scope.cancel()

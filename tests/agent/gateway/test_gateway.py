@@ -351,6 +351,36 @@ async def test_a_long_whole_answer_is_waited_for_while_probes_are_answered(setup
         assert setup.cloud.probes >= 1
 
 
+async def test_a_slow_client_is_not_taken_for_a_stalled_primary(setup: Setup) -> None:
+    words = [f" {index:x>4000}" for index in range(400)]
+
+    async def much(call: Call) -> None:
+        await call.begin_stream()
+        for event in stream_bytes(words, model="deepseek-chat"):
+            await call.part(event)
+        await call.end_stream()
+
+    setup.cloud.behave = much
+    async with setup.running(probes=False) as house:
+        text = b""
+        async with house.client.stream("POST", "/v1/chat/completions", json={**ASKED, "stream": True}) as answer:
+            await anyio.sleep(1.5)  # over all budgets; the buffers between hold less than the answer
+            async for piece in answer.aiter_raw():
+                text += piece
+        assert text == b"".join(stream_bytes(words, model="deepseek-chat"))
+        assert setup.text.asked == 0
+
+
+async def test_the_loser_of_a_race_is_left_at_once(setup: Setup) -> None:
+    setup.policy = replace(setup.policy, hedge_s=0.05, budgets=replace(setup.policy.budgets, first_byte_s=9.0, first_token_s=9.0))
+    setup.cloud.behave, setup.text.pace_s = primaries.head_then_hang, 1.0
+    async with setup.running(probes=False) as house:
+        async with house.client.stream("POST", "/v1/chat/completions", json={**ASKED, "stream": True}) as answer:
+            assert answer.headers["x-hotspare-backend"] == "local"
+            with anyio.fail_after(0.8):
+                await setup.cloud.left.wait()
+
+
 async def test_names_are_translated_both_ways(setup: Setup) -> None:
     setup.policy = replace(setup.policy, rename={"deepseek-chat": "deepseek-v4-flash"})
     async with setup.running(probes=False) as house:
@@ -375,8 +405,8 @@ async def test_own_models_are_answered_here_and_foreign_vectors_nowhere_else(set
 async def test_what_only_the_primary_can_do_is_503_and_not_the_clients_fault(setup: Setup) -> None:
     setup.cloud.behave = status(503)
     async with setup.running(probes=False) as house:
-        with pytest.raises(openai.InternalServerError, match="cannot stand in: tools") as refused:
-            await house.openai.chat.completions.create(**ASKED, tools=[{"type": "function", "function": {"name": "f"}}])
+        with pytest.raises(openai.InternalServerError, match="cannot stand in: modalities") as refused:
+            await house.openai.chat.completions.create(**ASKED, modalities=["audio"])
         assert refused.value.status_code == 503
         assert int(refused.value.response.headers["retry-after"]) >= 1
         with pytest.raises(openai.BadRequestError, match="temperature"):
