@@ -5,6 +5,7 @@ Fields are those of PipelineSettings in agent/worker/settings.py. The worker has
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -116,8 +117,12 @@ def checked(camera: str, settings: Mapping[str, Any]) -> dict[str, JsonValue]:
         raise SettingsRefused(field, f"{field}: {fault['msg'].removeprefix('Value error, ')}"[:500]) from error
     for field in ("lines", "zones", "masks"):
         _check_names(field, [shape.name for shape in getattr(order, field)])
-    kept: dict[str, JsonValue] = order.model_dump(mode="json", exclude_unset=True)
-    if len(str(kept)) > SETTINGS_BYTES_MAX:
+    try:
+        kept: dict[str, JsonValue] = order.model_dump(mode="json", exclude_unset=True)
+        size_bytes = len(json.dumps(kept, allow_nan=False, ensure_ascii=False).encode())
+    except (ValueError, RecursionError) as error:  # in a field that is not known here
+        raise SettingsRefused("settings", f"settings: they cannot be kept: {error}") from error
+    if size_bytes > SETTINGS_BYTES_MAX:
         raise SettingsRefused("settings", f"settings: more than the {SETTINGS_BYTES_MAX} bytes that a camera may have")
     return {**kept, "id": camera}
 

@@ -122,6 +122,9 @@ async def test_orders_are_taken_refused_and_taken_back(client: httpx.AsyncClient
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_space")
     assert (await client.put("/cameras/Bad%20Name", json={"source": "conveyor:", "model": "boxes"})).status_code == 400
     assert (await client.put("/cameras/x", json=[1])).status_code == 400
+    for body in ('{"fps": NaN}', '{"remarks": Infinity}', '{"a": ' * 900 + "1" + "}" * 900, '{"remarks": "\\ud800"}', "", "{"):
+        answer = await client.patch("/cameras/belt", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (200, 400), (body[:40], answer.text)
     assert (await client.delete("/cameras/belt/changes")).json()["changed"] is True
     assert (await client.delete("/cameras/belt")).json()["deleted"] is True
     assert (await client.delete("/cameras/belt")).status_code == 404
