@@ -35,7 +35,7 @@ def discovery(prefix: str, device: Device) -> dict[str, bytes]:
     """Topic → payload of every entity of a camera."""
     told: dict[str, bytes] = {}
     for component, key, entity in _entities(device)[:ENTITIES_MAX]:
-        identifier = f"{device.camera}_{key}"
+        identifier = f"{_slug(device.camera)}_{key}"
         payload = {**_common(device, identifier), **entity}
         if component == "image":
             del payload["state_topic"]

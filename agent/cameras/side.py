@@ -61,7 +61,7 @@ class CameraSide:
     def broadcast_to(self, node: str, events: Events, session: Session, wanted: HomeAssistantSettings, url: Callable[[], str]) -> None:
         """`url`: where people reach the node's page, empty while nobody knows."""
         prefix, memory = wanted.prefix, self._state / "home_assistant.json"
-        devices = partial(self._devices, node, url)
+        devices = partial(self._devices, node, version("hotspare"), url)
         self._broadcast = Broadcast(node, events, session, self._reports, devices, prefix, wanted.image_s, memory)
 
     def _reports(self) -> list[dict[str, Any]]:
@@ -69,9 +69,9 @@ class CameraSide:
         told = {str(report["id"]): report for report in self.vision.cameras()}
         return [told.get(camera, {"id": camera, "state": "starting"}) for camera in self.orders.settings()]
 
-    def _devices(self, node: str, url: Callable[[], str]) -> list[Device]:
+    def _devices(self, node: str, agent: str, url: Callable[[], str]) -> list[Device]:
         return [
-            Device(node, camera, version("hotspare"), settings, self._labels(str(settings.get("model"))), url())
+            Device(node, camera, agent, settings, self._labels(str(settings.get("model"))), url())
             for camera, settings in self.orders.settings().items()
         ]
 

@@ -154,6 +154,12 @@ def test_two_names_never_become_one_and_there_are_so_many_entities_and_no_more()
     assert not any("_label_" in topic for topic in entities(coco))
 
 
+def test_any_name_of_a_camera_fits_into_a_topic() -> None:
+    first, second = (entities(Device("spare-1", camera, "0.1.0")) for camera in ("Front.Door", "Front_Door"))
+    assert all(TOPIC.fullmatch(topic) for topic in (*first, *second))
+    assert not set(first) & set(second)
+
+
 def test_only_what_matters_is_news() -> None:
     assert has_news({}, REPORT)
     assert not has_news(REPORT, {**REPORT, "fps": 3.0, "age_ms_p50": 99.0})
