@@ -12,7 +12,8 @@ from anyio import to_thread
 from tests.agent.http.browser import Browser, browser, missing
 from tests.stories.house import House, until
 
-BELT = {"id": "belt", "source": "conveyor:?seed=3", "model": "conveyor-detr", "fps": 8.0}
+RECORD = {"enabled": True, "pre_s": 0.5, "post_s": 0.5, "labels": ["ball"]}
+BELT = {"id": "belt", "source": "conveyor:?seed=3", "model": "conveyor-detr", "fps": 8.0, "record": RECORD}
 
 
 def draw_a_gate(page: Browser, url: str) -> None:
@@ -38,6 +39,12 @@ def see_it_fire(page: Browser) -> None:
     page.until(lambda: page.run("return document.querySelector('#sighting-media img')?.naturalWidth") == 640, "no snapshot")
     assert page.run("return document.querySelector('#sighting rect') !== null")
     page.click("#sighting-close")
+
+
+def play(page: Browser, event: str) -> None:
+    page.until(lambda: page.run("return document.querySelector(arguments[0]) !== null", f"[data-event='{event}'] .play"), "no clip offered")
+    page.run("document.querySelector(arguments[0]).click()", f"[data-event='{event}']")
+    page.until(lambda: page.run("return document.querySelector('#sighting video')?.videoWidth") == 640, "the clip does not play")
 
 
 @pytest.mark.anyio
@@ -71,4 +78,13 @@ async def test_a_zone_drawn_in_the_browser_fires(tmp_path: Path) -> None:
             jpeg = await node.client.get(event["snapshot"])
             assert (jpeg.status_code, jpeg.content[:2]) == (200, b"\xff\xd8")
             await to_thread.run_sync(see_it_fire, page)
+
+            async def filmed() -> list[str]:
+                events = (await node.client.get("/events", params={"label": "ball", "limit": 12})).json()["data"]
+                return [event["clip"] for event in events if event["clip"]]
+
+            clip, *_ = await until(filmed, 20.0, "a clip of a ball is complete")
+            part = await node.client.get(clip, headers={"Range": "bytes=4-7"})
+            assert (part.status_code, part.content) == (206, b"ftyp")  # ISO 14496-12
+            await to_thread.run_sync(play, page, clip.split("/")[2])
             assert page.errors() == []
