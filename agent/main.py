@@ -148,7 +148,7 @@ class _Node:
         accepts_unverified = settings.convert.accept_unverified
         told = self.cameras.told
         self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, accepts_unverified, told)
-        self.cameras.connect(self._workers["vision"], self._desired, self._reconciler, known.find)
+        self.cameras.connect(self._workers["vision"], self._workers["text"], self._desired, self._reconciler, known.find)
         self._served.reconciler = self._reconciler
         self._desired.on_change = self._reconciler.wake
         self._reconciler.on_change = self._changed

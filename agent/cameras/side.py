@@ -16,6 +16,7 @@ from agent.cameras.media import Media
 from agent.cameras.orders import CameraOrders
 from agent.cameras.retention import DAY_S, Keep
 from agent.cameras.store import EventStore
+from agent.cameras.yielding import Yielding, text_load
 from agent.config import EventSettings, HomeAssistantSettings, Settings
 from agent.desired import DesiredState
 from agent.history import History
@@ -24,7 +25,8 @@ from agent.link.session import Session
 from agent.protocol.wire import Severity
 from agent.reconcile import Reconciler
 from agent.supervision.state import Running, WorkerState
-from agent.vision import VisionService, Worker
+from agent.supervision.worker import Worker
+from agent.vision import VisionService
 from agent.worker_protocol import CameraEvent, Report
 from models.catalog import CatalogError
 from models.manifest import DetectionManifest, Manifest
@@ -36,6 +38,7 @@ class CameraSide:
 
     vision: VisionService
     orders: CameraOrders
+    _yielding: Yielding
 
     def __init__(
         self,
@@ -53,8 +56,12 @@ class CameraSide:
         self._watch: ConfigurationWatch | None = None
         self.keeper = EventKeeper(store, Media(settings.media or state / "media"), keep_of(settings), self._note, clock_is_synced)
 
-    def connect(self, worker: Worker, desired: DesiredState, reconciler: Reconciler, lookup: Callable[[str], Manifest]) -> None:
+    def connect(
+        self, worker: Worker, text: Worker, desired: DesiredState, reconciler: Reconciler, lookup: Callable[[str], Manifest]
+    ) -> None:
+        """`text`: whose requests the cameras of `worker` step back for."""
         self.vision = VisionService(worker, self._event)
+        self._yielding = Yielding(worker, lambda: text_load(text.status))
         self.orders = CameraOrders(desired, reconciler, lookup)
         self._lookup = lookup
 
@@ -86,7 +93,7 @@ class CameraSide:
         self._watch = ConfigurationWatch(file, settings, check, desired, partial(self._history.add, "configuration"))
 
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        return [self.keeper.run, *(part.run for part in (self._broadcast, self._watch) if part is not None)]
+        return [self.keeper.run, self._yielding.run, *(part.run for part in (self._broadcast, self._watch) if part is not None)]
 
     def told(self, camera: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the worker is told of a camera: what is wanted of it, and where its clips go."""

@@ -101,8 +101,8 @@ def camera_settings(video: Path | None) -> dict[str, Any]:
     gate = {"name": "gate", "points": [[0.35, 0.12], [0.65, 0.12], [0.65, 0.92], [0.35, 0.92]], "loitering_s": 4.0}
     record = {"enabled": True, "labels": ["parcel"], "pre_s": 1.0, "post_s": 1.0}
     return {
-        "id": "belt", "source": "conveyor:?seed=7", "model": "conveyor-detr", "fps": 12.0, "threshold": 0.5, "line": line, "zones": [gate],
-        "record": record,
+        "id": "belt", "source": "conveyor:?seed=7", "model": "conveyor-detr", "fps": 12.0, "floor_fps": 6.0, "threshold": 0.5, "line": line,
+        "zones": [gate], "record": record,
     }  # fmt: skip
 
 
