@@ -109,6 +109,51 @@ class PrimarySettings(Slice):
     autonomous_max_s: float = Field(default=24 * 3600.0, gt=0)
 
 
+class GatewaySettings(Slice):
+    """Local clients talk to this node only; it asks `primary` (a URL without /v1) while that is well, and answers itself when not.
+
+    model        what the probe asks for one token, each `probe_s` that brought no good answer
+    key_file     this node's key there; without it each client's own is passed on
+    rename       a client's name of a model → the primary's
+    hedge_s      after so long without a token the local model is asked too, and the first one answers; 0: never
+    continues    a stream that dies half-way is finished by the local model; else it ends with an error event
+    retry_share  second attempts as a share of requests
+    """
+
+    primary: Annotated[str, Field(pattern=r"^(https?://[^/?#\s@]+[^?#\s]*)?$")] = ""
+    model: str = "deepseek-chat"
+    key_file: Path | None = None
+    rename: dict[str, str] = Field(default_factory=dict)
+    connect_s: float = Field(default=3.0, gt=0, le=60)
+    first_byte_s: float = Field(default=10.0, gt=0, le=600)
+    first_token_s: float = Field(default=10.0, gt=0, le=600)
+    between_tokens_s: float = Field(default=15.0, gt=0, le=600)
+    answer_s: float = Field(default=600.0, gt=0, le=3600)
+    hedge_s: float = Field(default=0.0, ge=0, le=600)
+    continues: bool = True
+    retry_share: float = Field(default=0.1, ge=0, le=1)
+    probe_s: float = Field(default=30.0, gt=0)
+    probe_timeout_s: float = Field(default=5.0, gt=0)
+
+
+class CacheSettings(Slice):
+    """Answers that are given again to the same request, word for word; kept in the state folder, or in Redis where `url` names one.
+
+    ttl_s       how long; 0: nothing is kept
+    keeps_all   also answers that were drawn at random; else only those of temperature 0 or with a seed
+    is_shared   one API key's answers are given to another
+    """
+
+    ttl_s: float = Field(default=3600.0, ge=0, le=30 * 86400)
+    url: Annotated[str, Field(pattern=r"^((rediss?|unix)://\S+)?$")] = ""
+    url_file: Path | None = None
+    deadline_ms: float = Field(default=10.0, gt=0, le=1000)
+    entries: int = Field(default=10_000, ge=1, le=1_000_000)
+    budget_mb: float = Field(default=64.0, gt=0, le=16_384)
+    keeps_all: bool = False
+    is_shared: bool = False
+
+
 class WorkerSettings(Slice):
     """`python` is the interpreter that has the device's runtime: on JetPack the system's, since only that one has TensorRT."""
 
@@ -197,6 +242,8 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     mqtt: MqttSettings = MqttSettings()
     primary: PrimarySettings = PrimarySettings()
+    gateway: GatewaySettings = GatewaySettings()
+    cache: CacheSettings = CacheSettings()
     worker: WorkerSettings = WorkerSettings()
     models: ModelSettings = ModelSettings()
     convert: ConvertSettings = ConvertSettings()

@@ -25,7 +25,9 @@ from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
 from agent.endpoint import configured_endpoint, page_url, routed_endpoint
 from agent.engine_locks import folders_in_use
+from agent.gateway.keys import KeyFile
 from agent.gateway.probe import probe_primary
+from agent.gateway.side import GatewaySide
 from agent.history import History
 from agent.http.app import create_app
 from agent.http.collaborators import Services
@@ -129,6 +131,7 @@ class _Node:
     ) -> None:
         self.settings = settings
         self._client = client
+        self._primary_key = KeyFile(settings.primary.key_file).key
         self._known = known
         self._desired = desired
         self._held_document: DesiredDocument | None = None
@@ -177,11 +180,14 @@ class _Node:
             self.cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
 
     async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
+        text = TextService(self._served.resolve)
+        gateway = GatewaySide(self.settings, text, self._served, partial(self._history.add, "gateway"))
         services = Services(
             node_id=self.settings.node.id,
             node=self._view,
-            gate=self._standby.may_serve,
-            text=TextService(self._served.resolve),
+            gate=gateway.gate(self._standby.may_serve),
+            text=text,
+            around=gateway.around,
             vision=self.cameras.vision,
             demo=demo,
             key_digests=keys,
@@ -196,7 +202,7 @@ class _Node:
         # The receiver is around everything, so that a second signal finds it too and does not cut the ending short.
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with anyio.create_task_group() as tasks:
-                for part in (server.run, *self._parts(server.port)):
+                for part in (server.run, *gateway.parts(), *self._parts(server.port)):
                     tasks.start_soon(part)
                 await server.started.wait()
                 logger.info("node %s serves %s", self.settings.node.id, server.url)
@@ -297,12 +303,7 @@ class _Node:
 
     async def _probe_primary(self) -> bool:
         primary = self.settings.primary
-        try:
-            key = (await anyio.Path(primary.key_file).read_text()).strip() if primary.key_file else ""
-        except (OSError, UnicodeDecodeError) as error:
-            logger.warning("the primary counts as down, for its key in %s cannot be read: %s", primary.key_file, error)
-            return False
-        return (await probe_primary(self._client, primary.url, primary.model, key, primary.timeout_s)).is_good
+        return (await probe_primary(self._client, primary.url, primary.model, self._primary_key(), primary.timeout_s)).is_good
 
     def _health(self) -> Health:
         """Ready with one model to ask; degraded when nothing is on its way to becoming one."""

@@ -84,6 +84,8 @@ def _file_problems(settings: Settings) -> Iterator[str]:
         "mqtt.key": mqtt.key,
         "mqtt.password_file": mqtt.password_file,
         "primary.key_file": primary.key_file,
+        "gateway.key_file": settings.gateway.key_file,
+        "cache.url_file": settings.cache.url_file,
     }
     for field, file in files.items():
         if file is None:
@@ -95,6 +97,8 @@ def _file_problems(settings: Settings) -> Iterator[str]:
             yield f"{field}: {file} cannot be read: {error.strerror}"
     if mqtt.key is not None and mqtt.certificate is None:
         yield "mqtt.key: a key without mqtt.certificate is of no use"
+    if settings.gateway.primary and settings.http.keys_file is not None and settings.gateway.key_file is None:
+        yield "gateway.key_file: needed where http.keys_file is set, since the keys of this node would be sent to the primary"
     try:
         key_digests(settings.http.keys_file)
     except ConfigurationError as error:

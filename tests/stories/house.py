@@ -95,6 +95,7 @@ class House:
             "node": {"id": name, "state": str(self.folder / name)},
             "http": {"port": free_port()},
             "worker": {"threads": 2, "context_tokens": 1024},
+            "cache": {"ttl_s": 0},
             "models": {"store": str(STORE), "serve": [CHAT]},
         }
         for section, values in changes.items():

@@ -1,0 +1,110 @@
+"""The gateway and the answer cache of one node, put together from its configuration; agent/main.py starts them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from agent.config import Settings
+from agent.gateway.breaker import Breaker, BreakerPolicy, Closed, RetryBudget
+from agent.gateway.continuation import Continues
+from agent.gateway.forward import Budgets
+from agent.gateway.gateway import Gateway, GatewayPolicy
+from agent.gateway.keys import KeyFile
+from agent.gateway.primary import Primary
+from agent.gateway.probe import Probe, probe_primary
+from agent.http.collaborators import Gate, ServiceFailure
+from agent.mode import Allowed, Refused
+from agent.protocol.wire import Severity
+from agent.served import ServedModels
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS = 512  # over every limit of requests in flight, so that none waits for a free one
+
+
+class OwnNames:
+    """A manifest's own name means this node's model and no other; an alias stands for the primary's model too."""
+
+    def __init__(self, served: ServedModels) -> None:
+        self._served = served
+
+    def is_own(self, name: str) -> bool:
+        reconciler = self._served.reconciler
+        return reconciler is not None and name in reconciler.actual.models
+
+    def is_known(self, name: str) -> bool:
+        return self.is_own(self._served.canonical(name))
+
+    def origin(self, name: str) -> str | None:
+        """The engine that answers a name now, precisely; None: none does."""
+        try:
+            served = self._served.resolve(name)
+        except ServiceFailure:
+            return None
+        return f"local:{served.manifest.name}:{served.folder.name}"
+
+
+class GatewaySide:
+    """`around` puts the gateway between the door and the endpoints; `parts` run beside the server."""
+
+    def __init__(self, node: Settings, text: Continues, served: ServedModels, tell: Callable[[Severity, str], None]) -> None:
+        settings = node.gateway
+        self._settings = settings
+        self._text = text
+        self._names = OwnNames(served)
+        self._tell = tell
+        self._key = KeyFile(settings.key_file).key
+        self._client = httpx.AsyncClient(
+            trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=30.0)
+        )
+        self.primary = Primary(
+            self._probe,
+            BreakerPolicy(),
+            RetryBudget(share=settings.retry_share),
+            settings.probe_s,
+            settings.key_file is not None,
+            self._changed,
+        )
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self._settings.primary)
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        if not self.is_on:
+            return app
+        one = self._settings
+        budgets = Budgets(one.connect_s, one.first_byte_s, one.first_token_s, one.between_tokens_s, one.answer_s)
+        policy = GatewayPolicy(one.primary.rstrip("/"), budgets, one.rename, one.hedge_s, one.continues)
+        return Gateway(app, self._client, self.primary, policy, self._text, self._names, self._key)
+
+    def gate(self, node: Gate) -> Gate:
+        """A gateway's clients are its own and need no lease from a coordinator; only a node that ends refuses them."""
+
+        def gate() -> Allowed | Refused:
+            answer = node()
+            return Allowed() if self.is_on and isinstance(answer, Refused) and answer.mode != "draining" else answer
+
+        return gate
+
+    def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        return [self._run] if self.is_on else []
+
+    async def _run(self) -> None:
+        async with self._client:
+            await self.primary.run()
+
+    def _probe(self) -> Awaitable[Probe]:
+        one = self._settings
+        return probe_primary(self._client, one.primary, one.rename.get(one.model, one.model), self._key(), one.probe_timeout_s)
+
+    def _changed(self, before: Breaker, after: Breaker) -> None:
+        if isinstance(after, Closed):
+            self._tell("info", "the primary answers again, and requests go to it")
+        elif isinstance(before, Closed):
+            self._tell("warning", f"requests are answered here: {self.primary.standing().cause}")
