@@ -159,7 +159,7 @@ def test_captions_keep_out_of_each_others_way() -> None:
     alone = [int((draw_detections(picture, [each]) == colour_of(each.label)).all(axis=2).sum()) for each in pair]
     together = [int((drawn == colour_of(each.label)).all(axis=2).sum()) for each in pair]
     assert colour_of("cat") != colour_of("dog")
-    for one, both in zip(alone, together, strict=True):
+    for one, both in zip(alone, together):
         assert both > 0.6 * one
 
 
