@@ -14,6 +14,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
 from converters.affine_in_layout import affine_in_layout
+from converters.chosen_first import chosen_first
 from converters.errors import ConversionError, unsupported
 from converters.folded_onnx import folded_onnx, is_folded
 from converters.graph import opset_of, read_graph, require_standard, save_graph
@@ -23,7 +24,7 @@ from converters.written_out import write_out
 from models.manifest import DetectionManifest
 
 # Part of the engine key: raise it with every change that changes what is written.
-VERSION = 4
+VERSION = 5
 MAX_GRAPH_BYTES = (2 << 30) - 1
 MIN_OPSET = 7
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
@@ -92,7 +93,7 @@ def onnx_from_onnx(
         for path in scratch.glob("folded.onnx*"):
             path.unlink()
     else:
-        _write_fused(source, external, used, scratch, folder)
+        _write_fused(source, external, used, scratch, folder, isinstance(manifest, DetectionManifest))
     if not target.is_standard and isinstance(manifest, DetectionManifest):
         affine_in_layout(folder / "model.onnx")
     return scratch / "model.onnx"
@@ -106,11 +107,14 @@ def _lay_out(source: Path, external: Mapping[str, Path], used: set[str], scratch
     _run_checker(scratch / "model.onnx", source.name)
 
 
-def _write_fused(source: Path, external: Mapping[str, Path], used: set[str], scratch: Path, folder: Path) -> None:
-    target = folder / "model.onnx"
+def _write_fused(source: Path, external: Mapping[str, Path], used: set[str], scratch: Path, folder: Path, is_detector: bool) -> None:
+    target, chosen = folder / "model.onnx", scratch / "chosen.onnx"
     size = sum(path.stat().st_size for path in scratch.iterdir())
+    is_whole = not used and size <= EXTERNAL_FROM_BYTES
+    read = chosen if is_detector and is_whole and chosen_first(scratch / "model.onnx", chosen) else scratch / "model.onnx"
     # What lay outside the graph stays outside; without this the written graph would point to where the source's weights lie.
-    _optimise(scratch / "model.onnx", target, _FUSED, writes_external=bool(used) or size > EXTERNAL_FROM_BYTES)
+    _optimise(read, target, _FUSED, writes_external=not is_whole)
+    chosen.unlink(missing_ok=True)
     written = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
     if written > size * MAX_GROWTH + (1 << 20):
         log.info("optimised graph is %d bytes against %d; the source's own graph is kept", written, size)
