@@ -5,7 +5,7 @@ PYTHON38 ?= $(shell for p in python3.8 $$HOME/.pyenv/versions/3.8*/bin/python; d
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROGRAMS := mosquitto nginx
-TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze cc
+TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze redis-server cc
 
 .PHONY: run test test-slow test-convert test-py38 python38 test-gpu lint bench clean programs test-programs
 

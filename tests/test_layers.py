@@ -43,6 +43,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "llguidance": ("models/tasks/generation/constrain.py",),
     "jinja2": ("models/chat_template.py", "converters/"),
     "fastapi": ("agent/http/", "agent/demo/", "coordinator/http.py"),
+    "redis": ("agent/gateway/answers_redis.py",),
     "uvicorn": ("agent/http/", "coordinator/main.py"),
     "pydantic": ("agent/", "coordinator/"),
 }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 from starlette.types import ASGIApp
 
-from agent.config import Settings
+from agent.config import CacheSettings, ConfigurationError, Settings
+from agent.gateway.answers import AnswerCache, CachePolicy
+from agent.gateway.answers_redis import RedisAnswers
+from agent.gateway.answers_sqlite import SqliteAnswers
 from agent.gateway.breaker import Breaker, BreakerPolicy, Closed, RetryBudget
 from agent.gateway.continuation import Continues
 from agent.gateway.forward import Budgets
@@ -18,6 +22,7 @@ from agent.gateway.keys import KeyFile
 from agent.gateway.primary import Primary
 from agent.gateway.probe import Probe, probe_primary
 from agent.http.collaborators import Gate, ServiceFailure
+from agent.http.context import now_s
 from agent.mode import Allowed, Refused
 from agent.protocol.wire import Severity
 from agent.served import ServedModels
@@ -40,7 +45,7 @@ class OwnNames:
     def is_known(self, name: str) -> bool:
         return self.is_own(self._served.canonical(name))
 
-    def origin(self, name: str) -> str | None:
+    def engine(self, name: str) -> str | None:
         """The engine that answers a name now, precisely; None: none does."""
         try:
             served = self._served.resolve(name)
@@ -49,19 +54,40 @@ class OwnNames:
         return f"local:{served.manifest.name}:{served.folder.name}"
 
 
+class AnswerOrigins:
+    """Whose kept answers count: the primary's while it answers, and then too, for they are the better ones, before this node's own."""
+
+    def __init__(self, names: OwnNames, primary: Primary | None, url: str) -> None:
+        self._names = names
+        self._primary = primary
+        self._url = url
+
+    def asked(self, model: str) -> Sequence[str]:
+        cloud = None if self._primary is None or self._names.is_own(model) else self.of(model, is_primary=True)
+        if cloud is not None and self._primary is not None and self._primary.may_ask():
+            return [cloud]
+        return [origin for origin in (cloud, self.of(model, is_primary=False)) if origin is not None]
+
+    def of(self, model: str, is_primary: bool) -> str | None:
+        return f"primary:{self._url}" if is_primary else self._names.engine(model)
+
+
 class GatewaySide:
-    """`around` puts the gateway between the door and the endpoints; `parts` run beside the server."""
+    """`around` puts answer cache and gateway between the door and the endpoints; `parts` run beside the server."""
 
     def __init__(self, node: Settings, text: Continues, served: ServedModels, tell: Callable[[Severity, str], None]) -> None:
         settings = node.gateway
         self._settings = settings
         self._text = text
         self._names = OwnNames(served)
+        self._cache = node.cache
+        self._store = _store(node.cache, node.node.state) if node.cache.ttl_s else None
         self._tell = tell
         self._key = KeyFile(settings.key_file).key
         self._client = httpx.AsyncClient(
             trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=30.0)
         )
+        self.answers: AnswerCache | None = None
         self.primary = Primary(
             self._probe,
             BreakerPolicy(),
@@ -76,6 +102,17 @@ class GatewaySide:
         return bool(self._settings.primary)
 
     def around(self, app: ASGIApp) -> ASGIApp:
+        return self._cached(self._gateway(app))
+
+    def _cached(self, app: ASGIApp) -> ASGIApp:
+        one = self._cache
+        if self._store is None:
+            return app
+        origins = AnswerOrigins(self._names, self.primary if self.is_on else None, self._settings.primary.rstrip("/"))
+        self.answers = AnswerCache(app, self._store, CachePolicy(one.ttl_s, one.keeps_all, one.is_shared), origins, now_s)
+        return self.answers
+
+    def _gateway(self, app: ASGIApp) -> ASGIApp:
         if not self.is_on:
             return app
         one = self._settings
@@ -93,7 +130,7 @@ class GatewaySide:
         return gate
 
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        return [self._run] if self.is_on else []
+        return [*([self._run] if self.is_on else []), *([self._store.run] if self._store else [])]
 
     async def _run(self) -> None:
         async with self._client:
@@ -108,3 +145,16 @@ class GatewaySide:
             self._tell("info", "the primary answers again, and requests go to it")
         elif isinstance(before, Closed):
             self._tell("warning", f"requests are answered here: {self.primary.standing().cause}")
+
+
+def _store(settings: CacheSettings, state: Path) -> RedisAnswers | SqliteAnswers:
+    """Raises ConfigurationError for a URL in a file that is none."""
+    url = settings.url
+    if settings.url_file is not None:
+        url = settings.url_file.read_text().strip()
+    if url:
+        try:
+            return RedisAnswers(url, settings.deadline_ms / 1000)
+        except ValueError as error:
+            raise ConfigurationError(f"cache.url: {error}") from error
+    return SqliteAnswers(state / "answers.sqlite", int(settings.budget_mb * (1 << 20)), settings.entries, now_s)

@@ -374,11 +374,11 @@ async def test_a_slow_client_is_not_taken_for_a_stalled_primary(setup: Setup) ->
 async def test_the_loser_of_a_race_is_left_at_once(setup: Setup) -> None:
     setup.policy = replace(setup.policy, hedge_s=0.05, budgets=replace(setup.policy.budgets, first_byte_s=9.0, first_token_s=9.0))
     setup.cloud.behave, setup.text.pace_s = primaries.head_then_hang, 1.0
-    async with setup.running(probes=False) as house:
-        async with house.client.stream("POST", "/v1/chat/completions", json={**ASKED, "stream": True}) as answer:
-            assert answer.headers["x-hotspare-backend"] == "local"
-            with anyio.fail_after(0.8):
-                await setup.cloud.left.wait()
+    asked = {**ASKED, "stream": True}
+    async with setup.running(probes=False) as house, house.client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        assert answer.headers["x-hotspare-backend"] == "local"
+        with anyio.fail_after(0.8):
+            await setup.cloud.left.wait()
 
 
 async def test_names_are_translated_both_ways(setup: Setup) -> None:
