@@ -55,6 +55,10 @@ class CameraOrders:
     def origin(self, camera: str) -> Origin:
         return self._desired.origin(camera)
 
+    def is_configured(self, camera: str) -> bool:
+        """Whether there is something that `reset` would bring back."""
+        return self._desired.configured_pipeline(camera) is not None
+
     async def replace(self, camera: str, settings: Mapping[str, Any], settle_s: float | None = None) -> bool:
         """Whether the camera runs so; False: it is kept and on its way, such as when its model is still built. Raises CameraRefused."""
         async with self._turn:

@@ -37,7 +37,7 @@ def told(context: Context, camera: str) -> dict[str, Any]:
     settings = orders.settings().get(camera) if orders else None
     if orders is None or settings is None:
         return entry
-    return {**entry, "settings": _shown(settings), "origin": orders.origin(camera)}
+    return {**entry, "settings": _shown(settings), "origin": orders.origin(camera), "is_configured": orders.is_configured(camera)}
 
 
 def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -248,6 +248,9 @@ class Cameras(Protocol):
     def origin(self, camera: str) -> str:
         """`configuration`, `order` or `coordinator`."""
 
+    def is_configured(self, camera: str) -> bool:
+        """Whether the configuration file has it too."""
+
     async def replace(self, camera: str, settings: Mapping[str, Any]) -> bool:
         """Whether it runs so already."""
 

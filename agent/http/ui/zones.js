@@ -101,6 +101,7 @@ byId("edit-shapes").addEventListener("click", () => {
   draft = { shapes: shapesOf(camera.settings), selected: null, pending: null, drag: null };
   form.hidden = false;
   byId("edit-shapes").hidden = true;
+  byId("shape-reset").hidden = !(camera.origin === "order" && camera.is_configured);
   tell("");
   refresh();
 });
@@ -228,6 +229,13 @@ byId("shape-remove").addEventListener("click", () => {
   refresh();
 });
 byId("shape-cancel").addEventListener("click", stopDrawing);
+
+// All that was ordered of this camera is forgotten, not only its shapes: the node's configuration file counts again.
+byId("shape-reset").addEventListener("click", async () => {
+  const answer = await request(`/cameras/${encodeURIComponent(camera.id)}/changes`, { method: "DELETE" });
+  if (answer.ok) stopDrawing();
+  else tell((await answer.json()).error?.message ?? `the node answered with status ${answer.status}`, true);
+});
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();

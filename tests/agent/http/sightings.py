@@ -27,12 +27,16 @@ class Desk:
     """Takes orders about cameras; `slow` is one whose model takes long, `full` one that the disk does not take."""
 
     wanted: dict[str, Mapping[str, Any]] = field(default_factory=lambda: {"belt": {"source": "rtsp://me:pass@host/x", "model": "boxes"}})
+    was_reset: list[str] = field(default_factory=list)
 
     def settings(self) -> Mapping[str, Mapping[str, Any]]:
         return self.wanted
 
     def origin(self, camera: str) -> str:
         return "order"
+
+    def is_configured(self, camera: str) -> bool:
+        return camera == "belt"
 
     async def replace(self, camera: str, settings: Mapping[str, Any]) -> bool:
         if camera == "full":
@@ -51,6 +55,7 @@ class Desk:
             raise CameraRefused("unknown_camera", f"there is no camera {camera}")
 
     async def reset(self, camera: str) -> bool:
+        self.was_reset.append(camera)
         return camera == "belt"
 
 

@@ -111,3 +111,6 @@ def test_what_is_drawn_is_sent_and_a_refusal_is_shown(page: Browser, house: Hous
     (line,) = desk.wanted["belt"]["lines"]
     assert (mask["name"], len(mask["points"]), line["name"]) == ("street", 3, "line 1")
     assert desk.wanted["belt"]["source"] == "rtsp://me:pass@host/x"
+    page.click("#edit-shapes")
+    page.click("#shape-reset")
+    page.until(lambda: desk.was_reset == ["belt"], "the file does not count again")
