@@ -5,7 +5,7 @@ Needs `gir1.2-gst-rtsp-server-1.0`, `gstreamer1.0-plugins-base`, `-good` and `-b
 
 from __future__ import annotations
 
-import importlib
+import json
 import random
 import select
 import signal
@@ -29,9 +29,12 @@ from agent.worker.sources import parse_source
 from agent.worker_protocol import CameraEvent
 from models.pictures import Picture
 from models.tasks.detection import Detection, Detector
+from tests.agent.worker.clock_picture import age_s
 from tests.agent.worker.test_vision import Bench, closing
+from tests.agent.worker.through_gstreamer import SYSTEM_PACKAGES
 
 PYTHON = "/usr/bin/python3"
+ROOT = Path(__file__).parents[3]
 SERVER = Path(__file__).with_name("rtsp_server.py")
 NEEDED = """
 import gi
@@ -70,12 +73,6 @@ def server() -> Iterator[Server]:
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.communicate()
-
-
-def age_s(picture: Picture) -> float:
-    """How long ago the picture was taken, by the clock that it shows."""
-    ticks = sum(int(picture[30:70, bit * 20 + 5 : bit * 20 + 15].mean() > 127) << bit for bit in range(16))
-    return ((int(time.monotonic() * 100) - ticks) & 0xFFFF) / 100
 
 
 @dataclass
@@ -124,8 +121,8 @@ def looking(settings: PipelineSettings, detector: Any) -> Iterator[Callable[[flo
 def test_at_ten_times_the_load_what_is_seen_is_no_older_than_one_execution_and_two_frames(server: Server) -> None:
     detector = SlowDetector(execution_s=10 / FPS)
     with looking(PipelineSettings("door", server.url, "slow", fps=FPS), detector) as work:
-        status = work(10.0).status()
-    assert len(detector.ages_s) >= 10
+        status = work(7.0).status()
+    assert len(detector.ages_s) >= 6
     late_s = np.percentile(detector.ages_s, 95) - detector.execution_s
     # What the server's own encoder and its buffer keep back, measured with nothing to do: 0.05 s.
     assert late_s <= 2 / FPS + 0.05
@@ -173,6 +170,7 @@ def test_a_camera_that_is_off_for_an_hour_is_tried_at_most_seventy_times(seed: i
     assert 60 <= attempts <= 70
 
 
+@pytest.mark.slow
 def test_clips_of_an_rtsp_camera_are_its_own_packets(server: Server, tmp_path: Path) -> None:
     with closing(Bench(tmp_path)) as bench:
         record = {"enabled": True, "pre_s": 1.0, "post_s": 0.5, "labels": ["person"]}  # not what the belt's detector takes blocks for
@@ -197,61 +195,50 @@ def test_clips_of_an_rtsp_camera_are_its_own_packets(server: Server, tmp_path: P
     assert not [report for report in bench.reports if isinstance(report, CameraEvent) and report.kind == "recording"]
 
 
-@pytest.fixture
-def bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+def has_bindings() -> bool:
     """GStreamer's bindings are the system's; they can be used from here where both Pythons are of one version."""
-    monkeypatch.setattr(sys, "path", [*sys.path, "/usr/lib/python3/dist-packages"])
+    return not subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({SYSTEM_PACKAGES!r}); import gi"], capture_output=True
+    ).returncode
+
+
+@contextmanager
+def through_gstreamer(source: str, decoder: str) -> Iterator[Callable[[], Any]]:
+    """A process of its own, which gives one value after another."""
+    if not has_bindings():
+        pytest.skip("the system's python3-gi cannot be used from this Python")
+    command = [sys.executable, "-m", "tests.agent.worker.through_gstreamer", source, decoder]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        importlib.import_module("gi")
-    except ImportError as error:
-        pytest.skip(f"the system's python3-gi cannot be used from this Python: {error}")
+        assert child.stdout is not None
+        stdout = child.stdout
+        yield lambda: json.loads(stdout.readline())
+        assert child.wait(20) == 0
+    finally:
+        child.kill()
+        child.communicate()
 
 
-@pytest.mark.filterwarnings("ignore:DynamicImporter")  # of python3-gi
-@pytest.mark.usefixtures("bindings")
 def test_gstreamer_decodes_the_same_stream_as_fresh_and_notices_the_same_silence(server: Server) -> None:
-    camera = Camera(parse_source(server.url, 640, 360, FPS, "gstreamer"), lambda: None, 2.0)
-    assert not camera.source.has_packets
-    ages: list[float] = []
-    camera.start()
-    try:
-        end_s = time.monotonic() + 20
-        while len(ages) < 60:
-            assert time.monotonic() < end_s, camera.state(time.monotonic())
-            frame = camera.slot.take()
-            if frame is None:
-                time.sleep(0.005)
-            else:
-                ages.append(age_s(frame.load()))
-        assert frame is not None
-        assert frame.load().shape == (176, 320, 3)
+    with through_gstreamer(server.url, "gstreamer") as said:
+        ages, shape = said()
+        assert shape == [176, 320, 3]
         assert np.percentile(ages[20:], 95) < 0.25
         server.process.send_signal(signal.SIGSTOP)
         stopped_s = time.monotonic()
-        while camera.state(time.monotonic()).name == "streaming" or camera.state(time.monotonic()).name == "stalled":
-            assert time.monotonic() - stopped_s < 5
-            time.sleep(0.01)
-        assert camera.state(time.monotonic()).name == "backing_off"
-    finally:
-        camera.stop()
-        camera.join()
+        assert "no frame within 2 s" in said()
+        assert time.monotonic() - stopped_s < 5
 
 
-@pytest.mark.filterwarnings("ignore:DynamicImporter")  # of python3-gi
-@pytest.mark.usefixtures("bindings")
-def test_what_gstreamer_cannot_do_is_said_without_the_password() -> None:
-    camera = Camera(parse_source("rtsp://user:s3cret@127.0.0.1:1/cam", 640, 360, FPS, "gstreamer"), lambda: None, 2.0)
-    csi = Camera(parse_source("csi:0", 640, 360, FPS), lambda: None, 2.0)
-    for each, words in ((camera, "rtsp://…@127.0.0.1:1/cam: "), (csi, "no element nvarguscamerasrc")):
-        each.start()
-        try:
-            end_s = time.monotonic() + 15
-            while each.state(time.monotonic()).name != "backing_off":
-                assert time.monotonic() < end_s
-                time.sleep(0.01)
-            message = each.state(time.monotonic()).message
-            assert words in message
-            assert "s3cret" not in message
-        finally:
-            each.stop()
-            each.join()
+@pytest.mark.parametrize(
+    ("source", "decoder", "words"),
+    [
+        ("rtsp://user:s3cret@127.0.0.1:1/cam", "gstreamer", "rtsp://…@127.0.0.1:1/cam: "),
+        ("csi:0", "ffmpeg", "no element nvarguscamerasrc"),
+    ],
+)
+def test_what_gstreamer_cannot_do_is_said_without_the_password(source: str, decoder: str, words: str) -> None:
+    with through_gstreamer(source, decoder) as said:
+        message = said()
+        assert words in message
+        assert "s3cret" not in message
