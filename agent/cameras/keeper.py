@@ -65,6 +65,7 @@ class EventKeeper:
         self._on_note = on_note
         self._clock_is_synced = clock_is_synced
         self._retry_s = retry_s
+        self._since = wire_now().timestamp()
         self._jobs: deque[_Waiting | _EndOpen] = deque()
         self._count = self._bytes = 0
         self._came = anyio.Event()
@@ -178,7 +179,7 @@ class EventKeeper:
         """What a killed node left: open events, files without an event, events that promise a file that is not there."""
         self._store.end_open("node_restarted", wire_now().timestamp())
         rows = self._store.outline()
-        self.media.remove_others({(row.camera, row.id) for row in rows})
+        self.media.remove_others({(row.camera, row.id) for row in rows}, self._since)
         found = self.media.scan()
         stored = [(row, found.get((row.camera, row.id), Stored())) for row in rows]
         self._store.forget_files(
@@ -201,7 +202,7 @@ class EventKeeper:
     def _clear_now(self, is_urgent: bool) -> None:
         found = self.media.scan()
         rows = {row.number: row for row in self._store.outline()}
-        self.media.remove_others({(row.camera, row.id) for row in rows.values()}, ABANDONED_S)
+        self.media.remove_others({(row.camera, row.id) for row in rows.values()}, wire_now().timestamp() - ABANDONED_S)
         aged = [
             Aged(row.number, row.began_at, row.is_clock_sure, row.is_open, found.get((row.camera, row.id), Stored()).total_bytes)
             for row in rows.values()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.cameras.record import EVENT_ID
-from agent.protocol.wire import wire_now
 from models.durable import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -69,16 +68,13 @@ class Media:
         for file in (self.snapshot(camera, event), self.clip(camera, event)):
             file.unlink(missing_ok=True)
 
-    def remove_others(self, known: Collection[tuple[str, str]], unchanged_s: float = 0.0) -> int:
-        """Remove what belongs to no known event and was not written to for so long, half-written files included. Returns how many.
-
-        A worker may be writing a clip of an event that is not known yet: without `unchanged_s` only before there is one.
-        """
+    def remove_others(self, known: Collection[tuple[str, str]], before: float) -> int:
+        """Remove what belongs to no known event, half-written files included, and was not written to since `before` (seconds since 1970):
+        a worker may be writing the clip of an event that is not known yet. Returns how many."""
         removed = 0
-        until = wire_now().timestamp() - unchanged_s
         for file, facts in self._files():
             is_known = file.suffix in SUFFIXES and (file.parent.name, file.stem) in known
-            if not is_known and (not unchanged_s or facts.st_mtime < until):
+            if not is_known and facts.st_mtime < before:
                 file.unlink(missing_ok=True)
                 removed += 1
         if removed:
