@@ -185,9 +185,8 @@ class _Node:
         services = Services(
             node_id=self.settings.node.id,
             node=self._view,
-            gate=gateway.gate(self._standby.may_serve),
+            gate=self._standby.may_serve,
             text=text,
-            around=gateway.around,
             vision=self.cameras.vision,
             demo=demo,
             key_digests=keys,
@@ -195,7 +194,7 @@ class _Node:
             cameras=self.cameras.orders,
             sightings=self.cameras.keeper,
         )
-        app = create_app(services, CollectorRegistry())
+        app = create_app(gateway.before(services), CollectorRegistry())
         self._in_flight = lambda: app.in_flight.count
         server = HttpServer(app.asgi, listener, stop_s=DRAIN_S, closing=app.closing)
         self._view.endpoint = configured_endpoint(self.settings, server.port)

@@ -112,6 +112,7 @@ class Gateway:
             return
         note = answered(visit.scope)
         if not self._primary.may_ask():
+            note.cause = "open"
             await self._stand_in(visit, fields, self._primary.standing().cause)
             return
         failure: Failure | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from agent.gateway.gateway import Gateway, GatewayPolicy
 from agent.gateway.keys import KeyFile
 from agent.gateway.primary import Primary
 from agent.gateway.probe import Probe, probe_primary
-from agent.http.collaborators import Gate, ServiceFailure
+from agent.gateway.sla import SlaRecord
+from agent.http.collaborators import Gate, ServiceFailure, Services
 from agent.http.context import now_s
 from agent.mode import Allowed, Refused
 from agent.protocol.wire import Severity
@@ -73,7 +76,7 @@ class AnswerOrigins:
 
 
 class GatewaySide:
-    """`around` puts answer cache and gateway between the door and the endpoints; `parts` run beside the server."""
+    """`before` puts answer cache and gateway before the endpoints of a node; `parts` run beside its server."""
 
     def __init__(self, node: Settings, text: Continues, served: ServedModels, tell: Callable[[Severity, str], None]) -> None:
         settings = node.gateway
@@ -88,6 +91,7 @@ class GatewaySide:
             trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=30.0)
         )
         self.answers: AnswerCache | None = None
+        self._sla = SlaRecord(node.node.state / "sla.sqlite", now_s, self._standing)
         self.primary = Primary(
             self._probe,
             BreakerPolicy(),
@@ -101,7 +105,7 @@ class GatewaySide:
     def is_on(self) -> bool:
         return bool(self._settings.primary)
 
-    def around(self, app: ASGIApp) -> ASGIApp:
+    def _around(self, app: ASGIApp) -> ASGIApp:
         return self._cached(self._gateway(app))
 
     def _cached(self, app: ASGIApp) -> ASGIApp:
@@ -120,7 +124,12 @@ class GatewaySide:
         policy = GatewayPolicy(one.primary.rstrip("/"), budgets, one.rename, one.hedge_s, one.continues)
         return Gateway(app, self._client, self.primary, policy, self._text, self._names, self._key)
 
-    def gate(self, node: Gate) -> Gate:
+    def before(self, services: Services) -> Services:
+        """The services of a node with what this side adds to them."""
+        gate = self._gate(services.gate)
+        return replace(services, gate=gate, around=self._around, record=self._sla.told, sla=self._sla.report)
+
+    def _gate(self, node: Gate) -> Gate:
         """A gateway's clients are its own and need no lease from a coordinator; only a node that ends refuses them."""
 
         def gate() -> Allowed | Refused:
@@ -130,7 +139,7 @@ class GatewaySide:
         return gate
 
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        return [*([self._run] if self.is_on else []), *([self._store.run] if self._store else [])]
+        return [self._sla.run, *([self._run] if self.is_on else []), *([self._store.run] if self._store else [])]
 
     async def _run(self) -> None:
         async with self._client:
@@ -139,6 +148,15 @@ class GatewaySide:
     def _probe(self) -> Awaitable[Probe]:
         one = self._settings
         return probe_primary(self._client, one.primary, one.rename.get(one.model, one.model), self._key(), one.probe_timeout_s)
+
+    def _standing(self) -> dict[str, Any] | None:
+        """Of the primary; None: this node is no gateway."""
+        if not self.is_on:
+            return None
+        one = self.primary.standing()
+        counts = asdict(self.answers.counts) if self.answers else None
+        since_s = max(0.0, time.monotonic() - one.since_s)
+        return {"state": one.state, "since_s": since_s, "cause": one.cause, "retry_s": one.retry_s, "cache": counts}
 
     def _changed(self, before: Breaker, after: Breaker) -> None:
         if isinstance(after, Closed):

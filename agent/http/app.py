@@ -24,6 +24,7 @@ from agent.http import (
     node,
     page,
     sightings,
+    sla,
 )
 from agent.http.camera_metrics import CameraCollector
 from agent.http.collaborators import Limits, Services
@@ -62,6 +63,7 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     for part in (chat, completions, encoders, batch, detection, cameras, camera_orders, sightings, deployments, node):
         app.include_router(part.router(context))
     app.include_router(node.models_router(context))
+    app.include_router(sla.router(services.sla))
     if services.demo is not None:
         app.include_router(demo.router(services.demo))
     app.include_router(page.router())

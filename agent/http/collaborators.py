@@ -294,7 +294,8 @@ class Demo(Protocol):
 class Services:
     """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open.
 
-    `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended.
+    `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended,
+    `sla` reports what that came to.
     """
 
     node_id: str
@@ -307,6 +308,7 @@ class Services:
     deployments: Deployments | None = None
     around: Callable[[ASGIApp], ASGIApp] | None = None
     record: Callable[[Outcome], None] | None = None
+    sla: Callable[[], Mapping[str, Any]] | None = None
     cameras: Cameras | None = None
     sightings: Sightings | None = None
 

@@ -93,10 +93,13 @@ class Front:
             self._metrics.requests.labels(endpoint, _method(scope), status).inc()
             ended_s = time.monotonic()
             self._metrics.latency_s.labels(endpoint).observe(ended_s - started_s)
-            if note.is_counted and status != 499 and self._services.record is not None:
+            if note.is_counted and status != 499:
                 is_good = status < 500 and status != 429 and not note.has_failed
                 first_ms = None if first_s is None else 1000 * (first_s - started_s)
-                self._services.record(Outcome(note.backend, is_good, 1000 * (ended_s - started_s), first_ms, note.cloud_calls, note.cause))
+                outcome = Outcome(note.backend, is_good, 1000 * (ended_s - started_s), first_ms, note.cloud_calls, note.cause)
+                self._metrics.told(outcome)
+                if self._services.record is not None:
+                    self._services.record(outcome)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 
 from agent.http.collaborators import NodeSnapshot
+from agent.http.outcome import Outcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MODES = ("starting", "standby", "active", "autonomous", "draining", "degraded")
@@ -34,7 +35,23 @@ class Metrics:
         self.in_flight = Gauge("hotspare_inference_in_flight", "Inference requests being answered.", registry=registry)
         self.refusals = Counter("hotspare_gate_refusals", "Inference requests refused with 503.", ["mode"], registry=registry)
         self.disconnects = Counter("hotspare_client_disconnects", "Clients that left before the answer was complete.", registry=registry)
+        self.outcomes = Counter("hotspare_answers", "Inference requests by who answered; cause: why not the primary.",
+                                ["backend", "outcome", "cause"], registry=registry)  # fmt: skip
+        self.cloud_calls = Counter("hotspare_cloud_calls", "Requests sent to the primary for clients.", registry=registry)
+        self.saved_calls = Counter("hotspare_saved_cloud_calls", "Requests answered well without one to the primary.", registry=registry)
+        self.answer_s = Histogram("hotspare_answer_seconds", "Seconds from an inference request's head to the end of its answer.",
+                                  ["backend"], buckets=LATENCY_S, registry=registry)  # fmt: skip
+        self.first_byte_s = Histogram("hotspare_answer_first_seconds", "Seconds to the first byte of an answer's body.", ["backend"],
+                                      buckets=LATENCY_S, registry=registry)  # fmt: skip
         registry.register(NodeCollector(snapshot))
+
+    def told(self, outcome: Outcome) -> None:
+        self.outcomes.labels(outcome.backend, "good" if outcome.is_good else "failed", outcome.cause).inc()
+        self.cloud_calls.inc(outcome.cloud_calls)
+        self.saved_calls.inc(outcome.is_good and outcome.cloud_calls == 0)
+        self.answer_s.labels(outcome.backend).observe(outcome.latency_ms / 1000)
+        if outcome.first_ms is not None:
+            self.first_byte_s.labels(outcome.backend).observe(outcome.first_ms / 1000)
 
     def exposition(self) -> bytes:
         return generate_latest(self._registry)

@@ -17,6 +17,7 @@ FILES = {
     "zones.js": "text/javascript; charset=utf-8",
     "chat.js": "text/javascript; charset=utf-8",
     "models.js": "text/javascript; charset=utf-8",
+    "sla.js": "text/javascript; charset=utf-8",
     "dom.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }

@@ -5,6 +5,7 @@ import { showModels } from "./chat.js";
 import { byId, changed, duration, make, onKeyWanted, pill, postJson, request, small, tone } from "./dom.js";
 import { showSightings } from "./events.js";
 import { drawModels } from "./models.js";
+import { showSla } from "./sla.js";
 
 const PERIOD_MS = 1000;
 let timer = null;
@@ -41,6 +42,7 @@ function draw(now) {
   showSightings(now.pipelines);
   showModels(now.models);
   drawModels(now.models);
+  showSla();
   if (changed("workers", now.workers)) byId("workers").replaceChildren(...now.workers.map(workerRow));
   if (changed("events", now.events)) byId("events").replaceChildren(...[...now.events].sort((a, b) => b.number - a.number).map(eventRow));
   byId("version").textContent = `Hotspare ${now.version}`;

@@ -20,6 +20,7 @@ from agent.gateway.forward import Budgets
 from agent.gateway.gateway import Gateway, GatewayPolicy
 from agent.gateway.primary import Primary
 from agent.gateway.probe import probe_primary
+from agent.gateway.sla import SlaRecord
 from agent.http.app import create_app
 from agent.http.collaborators import Limits, Sampling, Services, TextDelta, Usage
 from agent.http.outcome import Outcome
@@ -92,6 +93,12 @@ class Setup:
     states: list[str] = field(default_factory=list)
     around: Callable[[ASGIApp, Primary], ASGIApp] = lambda app, primary: app
     key_digests: tuple[bytes, ...] = ()
+    sla: SlaRecord | None = None
+
+    def record(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        if self.sla is not None:
+            self.sla.told(outcome)
 
     @asynccontextmanager
     async def running(self, probes: bool = True) -> AsyncIterator[House]:
@@ -114,8 +121,9 @@ class Setup:
 
             node = Node()
             services = Services(
-                "spare-1", node, node.gate, self.text, Eyes(), key_digests=self.key_digests, around=around, record=self.outcomes.append
-            )
+                "spare-1", node, node.gate, self.text, Eyes(), key_digests=self.key_digests, around=around, record=self.record,
+                sla=self.sla.report if self.sla else None,
+            )  # fmt: skip
             app = create_app(services, CollectorRegistry(), Limits(in_flight=512))
             server = HttpServer(app.asgi, bind("127.0.0.1", 0), Limits(), stop_s=1, closing=app.closing)
             tasks = await stack.enter_async_context(anyio.create_task_group())
