@@ -70,10 +70,10 @@ def render(settings: NginxSettings, primary_url: str, backups: Sequence[Backup])
         "    proxy_set_header Host $host;",
         "    proxy_buffering off;",
         "    proxy_connect_timeout 1s;",
-        f"    proxy_read_timeout {settings.read_timeout_s:g}s;",
+        f"    proxy_read_timeout {_time(settings.read_timeout_s)};",
         "    proxy_next_upstream error timeout invalid_header http_500 http_502 http_503 http_504 http_429 non_idempotent;",
         f"    proxy_next_upstream_tries {2 + len(backups)};",
-        f"    proxy_next_upstream_timeout {settings.read_timeout_s + 10:g}s;",
+        f"    proxy_next_upstream_timeout {_time(settings.read_timeout_s + 10)};",
         "    add_header X-Upstream $upstream_addr always;",
         "  }",
         "}",
@@ -106,10 +106,15 @@ def _bridge(settings: NginxSettings, primary_url: str) -> list[str]:
         "    proxy_ssl_trusted_certificate /etc/ssl/certs/ca-certificates.crt;",
         "    proxy_buffering off;",
         "    proxy_connect_timeout 1s;",
-        f"    proxy_read_timeout {settings.read_timeout_s:g}s;",
+        f"    proxy_read_timeout {_time(settings.read_timeout_s)};",
         "  }",
         "}",
     ]
+
+
+def _time(seconds: float) -> str:
+    """nginx takes no fractions."""
+    return f"{max(1, round(1000 * seconds))}ms"
 
 
 def _host(host: str) -> str:
