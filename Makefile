@@ -40,6 +40,7 @@ bench: .venv/.ready programs  ## figures against the peers that are installed; t
 	$(BIN)/python -m bench.text --json bench/results/text.json
 	$(BIN)/python -m bench.vision --json bench/results/vision.json
 	$(BIN)/python -m bench.mqtt --json bench/results/mqtt.json
+	$(BIN)/python -m bench.gateway --json bench/results/gateway.json
 
 clean:
 	rm -rf .venv .venv-convert .venv-py38 .cache .pytest_cache .mypy_cache .ruff_cache
