@@ -40,7 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "torch": ("converters/onnx_from_transformers",),
     "onnx": ("converters/",),
     "tokenizers": ("models/tokenizer.py", "converters/"),
-    "llguidance": ("models/tasks/generation/constrain.py",),
+    "llguidance": ("models/tasks/generation/constrain.py", "agent/http/grammars.py"),
     "jinja2": ("models/chat_template.py", "converters/"),
     "fastapi": ("agent/http/", "agent/demo/", "coordinator/http.py"),
     "redis": ("agent/gateway/answers_redis.py",),
