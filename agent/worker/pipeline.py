@@ -202,15 +202,15 @@ class Pipeline:
         return self.follow(taken, found)
 
     def take(self) -> Optional[Taken]:
-        """The newest frame with its masks applied, and the next one's time set. None: it was too old, or could not be decoded."""
+        """The newest frame with its masks applied, and the next one's time set. None: it was older than STALE_S, or could not be decoded."""
         slot, began_s = self.camera.slot, time.monotonic()
         frame = slot.take()
+        if frame is not None and not slot.is_patient and began_s - frame.captured_s > STALE_S:
+            self._stale += 1
+            return None  # still due: the next frame is looked at as soon as it comes
         # Behind by more than a period: that time is lost, not caught up.
         slot.due_s = max(slot.due_s, began_s - 2 / self.fps) + 1 / self.fps
         if frame is None:
-            return None
-        if not slot.is_patient and began_s - frame.captured_s > max(STALE_S, 2 / self.fps):
-            self._stale += 1
             return None
         try:
             picture = self._masks.apply(frame.load())

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from agent.worker.camera import Frame
 from agent.worker.vision import VisionService
 from agent.worker_protocol import CameraFrame, OpenModel, Report, StartPipeline, StopPipeline, Watch
 
@@ -123,3 +125,23 @@ def test_sixteen_cameras_on_one_small_detector_are_served_alike(bench: Bench) ->
     dropped = [sum(each["skipped"].values()) for each in after.values()]
     assert max(dropped) - min(dropped) <= 0.1 * max(looks.values()) + 2
     assert max(each["age_ms_p95"] for each in after.values()) < 500
+
+
+def test_a_frame_that_waited_too_long_is_dropped_and_the_next_one_taken_as_it_comes(bench: Bench) -> None:
+    bench.start("belt", "conveyor:?seed=3", fps=0.5)
+    bench.work(0.5)
+    pipeline = bench.service._pipelines["belt"]
+    pipeline.camera.stop()
+    pipeline.camera.join()
+    before, slot = pipeline.status(), pipeline.camera.slot
+    slot.due_s = time.monotonic() - 0.1
+    slot.take()
+    for age_s in (0.6, 0.1):
+        now_s = time.monotonic()
+        slot.put(Frame(lambda: np.zeros((90, 160, 3), np.uint8), 1, now_s - age_s, now_s - age_s))
+        slot.due_s = min(slot.due_s, now_s - age_s)
+        assert bench.service.step()
+    after = pipeline.status()
+    assert after["skipped"]["stale"] - before["skipped"]["stale"] == 1
+    assert after["processed"] - before["processed"] == 1
+    assert slot.due_s > time.monotonic() + 1
