@@ -67,8 +67,13 @@ clean:
 programs:
 	@$(call install,$(PROGRAMS))
 
+# No program of its own: the RTSP server of the camera tests is GStreamer's, driven by the system's Python.
+RTSP_PACKAGES := python3-gi gir1.2-gst-rtsp-server-1.0 gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+HAS_RTSP := import gi; gi.require_version("GstRtspServer", "1.0"); from gi.repository import Gst; Gst.init(None); assert Gst.ElementFactory.find("openh264enc")
+
 test-programs:
 	@$(call install,$(TEST_PROGRAMS))
+	@/usr/bin/python3 -c '$(HAS_RTSP)' 2>/dev/null || { echo "installing through apt: $(RTSP_PACKAGES)"; $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(RTSP_PACKAGES) >/dev/null; }
 
 # $(call install,programs): apt packages for those that are missing; Debian keeps daemons in /usr/sbin.
 define install

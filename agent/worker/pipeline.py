@@ -202,7 +202,7 @@ class Pipeline:
         return self.follow(taken, found)
 
     def take(self) -> Optional[Taken]:
-        """The newest frame with its masks applied, and the next one's time set. None: it was older than STALE_S, or could not be decoded."""
+        """The newest frame with its masks applied, and the next one's time set. None: it was too old, or could not be decoded."""
         slot, began_s = self.camera.slot, time.monotonic()
         frame = slot.take()
         if frame is not None and not slot.is_patient and began_s - frame.captured_s > STALE_S:
