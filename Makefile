@@ -21,7 +21,7 @@ test-slow: test  ## also the tests that take minutes
 test-convert: .venv-convert/.ready  ## the exporters against torch and transformers: about 1 GB of packages, in an environment of their own
 	.venv-convert/bin/python -m pytest tests/converters/transformers
 
-test-py38: .venv-py38/.ready  ## the data plane under the interpreter of JetPack 5, in an environment of its own
+test-py38: .venv-py38/.ready test-programs  ## the data plane under the interpreter of JetPack 5, in an environment of its own
 	.venv-py38/bin/python -m pytest -p no:cacheprovider tests/models tests/agent/worker tests/agent/test_worker_protocol.py tests/converters/tensorrt
 
 python38:
