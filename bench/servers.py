@@ -21,8 +21,8 @@ import httpx
 from agent.build_choice import BuildChoice
 from agent.demo.programs import free_port, program
 from agent.demo.stage import to_toml
-from bench.decoders import Room
 from bench.report import busy_s, percentile, spent_s, undisturbed
+from bench.timing import Room
 
 READY_S = 90.0
 ANSWER_S = 600.0

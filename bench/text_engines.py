@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from bench.decoders import Child, Room, Turn
+from bench.decoders import Child, Turn
 from bench.report import Peer, percentile, undisturbed
 from bench.text_weights import ROOM_TOKENS, Weights, echo_prompt, prompts
+from bench.timing import Room
 from models.tokenizer import Tokenizer
 
 

@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.decoders import Room
 from bench.servers import Load, Server, busy_process, hotspare_node, llama_server, load, summary
 from bench.text_weights import CHOICES, Weights, prompts
+from bench.timing import Room
 from models.tokenizer import Tokenizer
 
 NEW, REPEATED, BESIDE = "new prompts", "repeated prompts", "new prompts beside a busy process"
