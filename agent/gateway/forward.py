@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import httpx
 
-from agent.gateway.classify import FAILED_FINISHES, Failure, PrimaryFailed, failure_of_error, failure_of_status
+from agent.gateway.classify import Failure, PrimaryFailed, failure_of_error, failure_of_status
 from agent.gateway.classify import Kind as FailureKind
 from agent.gateway.sse import Kind, Said, Splitter
 from agent.protocol.wire import wire_now
@@ -24,9 +23,6 @@ HOP_BY_HOP = frozenset({
 })  # fmt: skip
 NOT_SENT = HOP_BY_HOP | {"host", "content-length", "accept-encoding", "expect", "x-api-key", "authorization"}
 NOT_RETURNED = HOP_BY_HOP | {"content-length", "server", "date", "x-served-by", "x-hotspare-backend", "x-hotspare-cache"}
-
-Found = TypeVar("Found")
-IsSuspect = Callable[[], Awaitable[Failure | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,52 +189,3 @@ async def exchange(
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
             await response.aclose()
-
-
-def check_whole(body: bytes, key: str) -> None:
-    """Raises PrimaryFailed where a body with status 200 is no answer. `key`: the field that every answer of the endpoint has."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise PrimaryFailed(Failure("malformed", "a body that is no JSON")) from error
-    if not isinstance(answer, dict) or not isinstance(answer.get(key), list) or not answer[key]:
-        raise PrimaryFailed(Failure("malformed", f"a body without {key}"))
-    if any(isinstance(choice, dict) and choice.get("finish_reason") in FAILED_FINISHES for choice in answer[key]):
-        raise PrimaryFailed(Failure("server_error", "insufficient_system_resource"))
-
-
-async def unless_suspect(wait: Callable[[], Awaitable[Found]], is_suspect: IsSuspect, look_s: float, answer_s: float) -> Found:
-    """What `wait` gives, but each `look_s` the primary is asked for one token: a long answer and a dead primary are silent alike.
-
-    Raises PrimaryFailed when that token does not come, or the answer is not complete after `answer_s`.
-    """
-    found: list[Found] = []
-    failure: Failure | None = None
-    ended = anyio.Event()
-
-    async def read() -> None:
-        nonlocal failure
-        try:
-            found.append(await wait())
-        except PrimaryFailed as failed:
-            failure = failed.failure
-        ended.set()
-
-    ends_s = anyio.current_time() + answer_s
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(read)
-        while not ended.is_set():
-            with anyio.move_on_after(min(look_s, ends_s - anyio.current_time())):
-                await ended.wait()
-            if ended.is_set():
-                break
-            if anyio.current_time() >= ends_s:
-                failure = Failure("too_long", f"{answer_s:g} s")
-                break
-            if suspicion := await is_suspect():
-                failure = Failure("first_byte_timeout", f"no answer in {look_s:g} s, and its probe failed: {suspicion.kind}")
-                break
-        tasks.cancel_scope.cancel()
-    if found:
-        return found[0]
-    raise PrimaryFailed(failure or Failure("closed"))

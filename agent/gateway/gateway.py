@@ -17,11 +17,12 @@ from agent.errors import AgentError
 from agent.gateway.classify import Failure, PrimaryFailed
 from agent.gateway.continuation import CannotContinue, Continuation, Continues, as_api_error, interrupted, why_not
 from agent.gateway.fallback import honest, unavailable
-from agent.gateway.forward import Asked, Budgets, Exchange, check_whole, exchange, unless_suspect
+from agent.gateway.forward import Asked, Budgets, Exchange, exchange
 from agent.gateway.primary import Primary
 from agent.gateway.route import ANSWERED, destination, fields_of, to_client, to_primary
 from agent.gateway.sse import Kind, Said
 from agent.gateway.visit import ClientGone, LocalRun, Visit, read_body
+from agent.gateway.whole import check_whole, unless_suspect
 from agent.http.errors import ApiError
 from agent.http.outcome import Answered, answered
 from agent.http.streams import event
