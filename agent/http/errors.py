@@ -75,6 +75,8 @@ def failed(failure: AgentError) -> ApiError:
     """The answer for a failure that a service reported."""
     reason = failure.reason if isinstance(failure, (ServiceFailure, WorkerRefused)) else failure.code
     status, type_, code, retry_s = FAILURES.get(reason, UNEXPECTED)
+    if retry_s and isinstance(failure, (ServiceFailure, WorkerRefused)) and failure.retry_after_s is not None:
+        retry_s = failure.retry_after_s or retry_s
     headers = {"Retry-After": retry_after(retry_s)} if retry_s else {}
     param = "model" if code == "model_not_found" else None
     return ApiError(status, str(failure), type_=type_, param=param, code=code, headers=headers)

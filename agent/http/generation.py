@@ -53,6 +53,7 @@ def sampling_of(body: SamplingBody, max_tokens: int | None, top_logprobs: int = 
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         top_logprobs=top_logprobs,
+        logit_bias=body.biases,
     )
 
 

@@ -12,6 +12,7 @@ MAX_CHOICES = 4
 MAX_PROMPTS = 32
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -63,6 +64,11 @@ class SamplingBody(Body):
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[TokenText, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        return tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -127,7 +133,7 @@ class ChatRequest(SamplingBody):
 
     neutral = {
         "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},), "logit_bias": ({},), "modalities": (["text"],), "audio": (), "prediction": (),
+        "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
         "web_search_options": (), "min_p": (0,), "repetition_penalty": (1,),
     }  # fmt: skip
 
@@ -153,7 +159,7 @@ class CompletionRequest(SamplingBody):
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
-    neutral = {"suffix": ("",), "echo": (False,), "best_of": (1,), "logit_bias": ({},)}
+    neutral = {"suffix": ("",), "echo": (False,), "best_of": (1,)}
 
     @property
     def prompts(self) -> list[str | list[int]]:

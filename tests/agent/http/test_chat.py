@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agent.errors import WorkerRefused
 from tests.agent.http.conftest import House
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +53,8 @@ async def test_deepseek_forms_are_taken(client: httpx.AsyncClient, path: str) ->
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"functions": [{}]}, "functions"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five"),
         ({"colour": "red"}, "colour"),
         ({"n": 5}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -127,3 +129,17 @@ async def test_choices_with_a_seed_differ_from_one_another(client: httpx.AsyncCl
     assert house.text.last.seed == (1 << 63) - 1, "workers take no negative ones"
     await client.post("/v1/chat/completions", json=ask(n=2))
     assert house.text.last.seed is None
+
+
+async def test_biases_reach_the_model(client: httpx.AsyncClient, house: House) -> None:
+    answer = await client.post("/v1/chat/completions", json=ask(logit_bias={"5": 1, "7": -100}))
+    assert answer.status_code == 200
+    assert house.text.last
+    assert house.text.last.logit_bias == ((5, 1.0), (7, -100.0))
+
+
+async def test_a_full_queue_says_when_to_come_back(client: httpx.AsyncClient, house: House) -> None:
+    house.text.failure = WorkerRefused("busy", "16 requests wait already; try again later", 6.2)
+    answer = await client.post("/v1/chat/completions", json=ask())
+    assert answer.status_code == 429
+    assert answer.headers["Retry-After"] == "7"
