@@ -19,6 +19,7 @@ from agent.answer import Answer
 from agent.errors import AgentError, WorkerLost, WorkerRefused
 from agent.http.collaborators import Sampling, ServiceFailure, TextDelta
 from agent.supervision.worker import Worker
+from agent.tool_prompt import written_out
 from agent.worker_protocol import Done, Encode, Generate, ProtocolError, Tokens
 from models.chat_template import ChatTemplate, ChatTemplateError
 from models.manifest import ClassificationManifest, EmbeddingManifest, GenerationManifest, Manifest
@@ -62,16 +63,21 @@ class TextService:
         self._resolve = resolve
         self._retry_s = retry_s
 
-    def chat_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """The token ids of a conversation, ready to be answered."""
+    def chat_prompt(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> list[int]:
+        """The token ids of a conversation, ready to be answered. `thinking`: for models that can be told to think, or not to."""
         served = self._resolve(model)
-        _facts(served, GenerationManifest)
-        if served.template is None:
-            raise ServiceFailure("invalid", f"{served.manifest.name} has no chat template; use /v1/completions")
-        try:
-            return _encode(served, served.template.render(messages, tools), special=False)
-        except ChatTemplateError as error:
-            raise ServiceFailure("invalid", f"messages: {error}") from error
+        return _encode(served, _told(served, messages, tools, thinking), special=False)
+
+    def begins_in_thoughts(self, model: str, thinking: bool | None = None) -> bool:
+        """Whether the answer to a conversation begins within thoughts that the prompt has opened."""
+        template = self._resolve(model).template
+        return template is not None and template.opens_thoughts(**_switch(thinking))
 
     def continued_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], said: str) -> tuple[list[int], int]:
         """The token ids of a conversation whose answer has begun with `said`, its turn still open; and how many of them are of `said`.
@@ -184,6 +190,25 @@ class TextService:
             await anyio.sleep(min(left_s, random.random() * pause_s))
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
         raise failure
+
+
+def _told(served: Served, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], thinking: bool | None) -> str:
+    _facts(served, GenerationManifest)
+    template = served.template
+    if template is None:
+        raise ServiceFailure("invalid", f"{served.manifest.name} has no chat template; use /v1/completions")
+    concerns_tools = bool(tools) or any(message["role"] == "tool" or "tool_calls" in message for message in messages)
+    if concerns_tools and not template.writes_calls:
+        messages, tools = written_out(messages, tools), ()
+    try:
+        return template.render(messages, tools or None, **_switch(thinking))
+    except ChatTemplateError as error:
+        raise ServiceFailure("invalid", f"messages: {error}") from error
+
+
+def _switch(thinking: bool | None) -> dict[str, bool]:
+    """As the templates of Qwen3 and its likes name it."""
+    return {} if thinking is None else {"enable_thinking": thinking}
 
 
 Kind = TypeVar("Kind", GenerationManifest, EmbeddingManifest, ClassificationManifest)

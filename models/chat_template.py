@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, List, Mapping, NoReturn, Optional, Sequence
 
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -35,6 +35,7 @@ class ChatTemplate:
         if len(source.encode()) > MAX_TEMPLATE_BYTES:
             raise ChatTemplateError(f"the chat template has {len(source.encode())} bytes, at most {MAX_TEMPLATE_BYTES} are allowed")
         self._marks = {"bos_token": bos_token, "eos_token": eos_token}
+        self._source = source
         self._environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
         self._environment.filters["tojson"] = _to_json
         self._environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
@@ -52,6 +53,15 @@ class ChatTemplate:
         facts = tokenizer.facts
         source = read_bounded(path, MAX_TEMPLATE_BYTES).decode("utf-8", errors="replace")
         return cls(source, tokenizer.mark(facts.bos_id if facts else None), tokenizer.mark(facts.eos_id if facts else None))
+
+    @property
+    def writes_calls(self) -> bool:
+        """Whether it tells a model of tools, and in the form `<tool_call>{"name": …, "arguments": …}</tool_call>`."""
+        return "<tool_call>" in self._source and "tools" in meta.find_undeclared_variables(self._environment.parse(self._source))
+
+    def opens_thoughts(self, **variables: Any) -> bool:
+        """Whether prompts end with `<think>`, so that answers begin within the thoughts."""
+        return "<think>" in self._source and self.render([{"role": "user", "content": "?"}], **variables).rstrip().endswith("<think>")
 
     def render(
         self,

@@ -15,9 +15,12 @@ from starlette.responses import Response
 from agent.errors import AgentError
 from agent.http.context import Context, add_post, new_id, now_s
 from agent.http.errors import ApiError, failed, fault_of
-from agent.http.generation import complete, jobs_of, sampling_of, usage_of
+from agent.http.generation import Caller, Job, complete, jobs_of, named, sampling_of, usage_of
+from agent.http.outcome import answered
 from agent.http.requests import BatchItem, BatchRequest
 from agent.http.streams import all_of, unless_left
+
+BATCH_PRIORITY = -1  # chats come first
 
 
 def router(context: Context) -> APIRouter:
@@ -27,7 +30,8 @@ def router(context: Context) -> APIRouter:
     async def batch(body: BatchRequest, request: Request) -> Response:
         """Run the items side by side, as many at a time as leave room for chats in the worker's queue."""
         model = context.model_or_default(body.model, "generation")
-        calls = [partial(_answer, context, places, model, index, raw) for index, raw in enumerate(body.requests)]
+        caller = Caller(answered(request.scope).tenant, BATCH_PRIORITY)
+        calls = [partial(_answer, context, places, caller, model, index, raw) for index, raw in enumerate(body.requests)]
         items = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
         usages = [item["usage"] for item in items if "usage" in item]
         return JSONResponse({
@@ -43,19 +47,25 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-async def _answer(context: Context, places: anyio.CapacityLimiter, default_model: str, index: int, raw: Any) -> dict[str, Any]:
+async def _answer(
+    context: Context, places: anyio.CapacityLimiter, caller: Caller, default_model: str, index: int, raw: Any
+) -> dict[str, Any]:
     try:
         item = BatchItem.model_validate(raw)
         model = item.model or default_model
         text = context.text()
-        if item.messages:
-            prompt = await anyio.to_thread.run_sync(text.chat_prompt, model, [message.plain() for message in item.messages])
-        elif isinstance(item.prompt, str):
-            prompt = await anyio.to_thread.run_sync(text.encode, model, item.prompt)
-        else:
-            prompt = item.prompt or []
+        base, adapter = named(model)
+
+        def job_of_item() -> Job:
+            if item.messages:
+                prompt = text.chat_prompt(base, [message.plain() for message in item.messages])
+            else:
+                prompt = text.encode(base, item.prompt) if isinstance(item.prompt, str) else item.prompt or []
+            return jobs_of([prompt], 1, sampling_of(item, item.max_tokens, caller, grammar=item.grammar(), adapter=adapter))[0]
+
+        job = await anyio.to_thread.run_sync(job_of_item)
         async with places:
-            choice = await complete(text, context.metrics, model, jobs_of([prompt], 1, sampling_of(item, item.max_tokens))[0])
+            choice = await complete(text, context.metrics, base, job)
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
         return {"index": index, **fault_of(faults, raw).body()}

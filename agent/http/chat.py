@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,26 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from agent.http.collaborators import TextDelta, Usage
+from agent.http.collaborators import TextDelta, TextService, TokenLogprob, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Choice, Job, chat_logprobs, complete, follow, jobs_of, sampling_of, usage_of
+from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, follow, jobs_of, named, sampling_of, usage_of
+from agent.http.outcome import answered
+from agent.http.reply import Call, Reply, Said
 from agent.http.requests import ChatRequest
 from agent.http.streams import Emit, EventStream, all_of, unless_left
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is to be generated for a request, and how its text is read."""
+
+    model: str
+    jobs: Sequence[Job]
+    tools: Collection[str]
+    is_thinking: bool
+
+    def reply(self) -> Reply:
+        return Reply(self.tools, self.is_thinking)
 
 
 def router(context: Context) -> APIRouter:
@@ -25,39 +41,70 @@ def router(context: Context) -> APIRouter:
         """Answer a conversation."""
         text = context.text()
         # In a thread: megabytes take seconds, in which the node must go on answering and renewing its lease.
-        prompt = await anyio.to_thread.run_sync(text.chat_prompt, body.model, [message.plain() for message in body.messages])
-        jobs = jobs_of([prompt], body.n or 1, sampling_of(body, body.limit, body.wanted_logprobs))
+        turn = await anyio.to_thread.run_sync(turn_of, text, body, Caller(answered(request.scope).tenant))
         if body.stream:
-            return EventStream(partial(_stream, context, body, jobs), context.limits, context.metrics.disconnects.inc)
-        calls = [partial(complete, text, context.metrics, body.model, job) for job in jobs]
+            return EventStream(partial(_stream, context, body, turn), context.limits, context.metrics.disconnects.inc)
+        calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
         choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
-        return JSONResponse(_answer(body, choices))
+        return JSONResponse(_answer(body, turn, choices))
 
     add_post(routes, "/chat/completions", chat)
     return routes
 
 
-def _answer(body: ChatRequest, choices: Sequence[Choice]) -> dict[str, Any]:
+def turn_of(text: TextService, body: ChatRequest, caller: Caller) -> Turn:
+    """Raises AgentError, ApiError."""
+    model, adapter = named(body.model)
+    sampling = sampling_of(body, body.limit, caller, body.wanted_logprobs, body.grammar(), adapter)
+    thinking = None if body.thinking is None else body.thinking.type == "enabled"
+    messages = [message.plain() for message in body.messages]
+    if body.messages[-1].prefix:
+        prompt, said = text.continued_prompt(model, messages[:-1], messages[-1]["content"])
+        return Turn(model, jobs_of([prompt], body.n or 1, sampling, continues=said > 0), (), False)
+    tools = body.wanted_tools()
+    offered = [tool.offered() for tool in body.tools or () if tool.function.name in tools]
+    prompt = text.chat_prompt(model, messages, offered, thinking)
+    return Turn(model, jobs_of([prompt], body.n or 1, sampling), tools, text.begins_in_thoughts(model, thinking))
+
+
+def _answer(body: ChatRequest, turn: Turn, choices: Sequence[Choice]) -> dict[str, Any]:
     return {
         "id": new_id("chatcmpl"),
         "object": "chat.completion",
         "created": now_s(),
         "model": body.model,
-        "choices": [
-            {
-                "index": choice.index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": chat_logprobs(choice.logprobs) if body.logprobs else None,
-                "finish_reason": choice.finish,
-            }
-            for choice in choices
-        ],
+        "choices": [_choice(body, turn.reply(), choice) for choice in choices],
         "usage": usage_of([choice.usage for choice in choices], prompts=1),
     }
 
 
-async def _stream(context: Context, body: ChatRequest, jobs: Sequence[Job], emit: Emit) -> None:
-    """For each choice a chunk with the role, chunks with text, one with the reason of its end; last, if wanted, the usage."""
+def _choice(body: ChatRequest, reply: Reply, choice: Choice) -> dict[str, Any]:
+    said = [*reply.feed(choice.text), *reply.end()]
+    content, thoughts = ("".join(each.text for each in said if each.kind == kind) for kind in ("content", "reasoning"))
+    calls = [_call(each.call) for each in said if each.call]
+    message: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None, "refusal": None}
+    if thoughts:
+        message["reasoning_content"] = thoughts
+    if calls:
+        message["tool_calls"] = calls
+    return {
+        "index": choice.index,
+        "message": message,
+        "logprobs": chat_logprobs(choice.logprobs) if body.logprobs else None,
+        "finish_reason": _finish(choice.finish, reply),
+    }
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _finish(finish: str, reply: Reply) -> str:
+    return "tool_calls" if finish == "stop" and reply.has_calls else finish
+
+
+async def _stream(context: Context, body: ChatRequest, turn: Turn, emit: Emit) -> None:
+    """For each choice a chunk with the role, chunks with what it says, one with the reason of its end; last, if wanted, the usage."""
     wants_usage = bool(body.stream_options and body.stream_options.include_usage)
     head = {"id": new_id("chatcmpl"), "object": "chat.completion.chunk", "created": now_s(), "model": body.model}
     tail: dict[str, Any] = {"usage": None} if wants_usage else {}
@@ -67,7 +114,14 @@ async def _stream(context: Context, body: ChatRequest, jobs: Sequence[Job], emit
         await emit({**head, "choices": [choice], **tail})
 
     async def run(job: Job) -> Usage:
-        has_role, finish = False, "stop"
+        reply, has_role, finish = turn.reply(), False, "stop"
+        untold: list[TokenLogprob] = []
+
+        async def say(said: Sequence[Said]) -> None:
+            for each in said:
+                logprobs = chat_logprobs(untold) if body.logprobs else None
+                untold.clear()
+                await send(job.index, _delta(each), logprobs)
 
         async def each(delta: TextDelta) -> None:
             nonlocal has_role, finish
@@ -75,14 +129,21 @@ async def _stream(context: Context, body: ChatRequest, jobs: Sequence[Job], emit
                 await send(job.index, {"role": "assistant", "content": ""})
                 has_role = True
             finish = delta.finish or finish
-            if delta.text or (delta.logprobs and body.logprobs):
-                logprobs = chat_logprobs(delta.logprobs) if body.logprobs else None
-                await send(job.index, {"content": delta.text}, logprobs)
+            untold.extend(delta.logprobs)
+            await say(reply.feed(delta.text))
 
-        usage = await follow(context.text(), context.metrics, body.model, job, each)
-        await send(job.index, {}, finish=finish)
+        usage = await follow(context.text(), context.metrics, turn.model, job, each)
+        rest = reply.end()
+        await say(rest if rest or not (untold and body.logprobs) else [Said("content")])
+        await send(job.index, {}, finish=_finish(finish, reply))
         return usage
 
-    usages = await all_of(*(partial(run, job) for job in jobs))
+    usages = await all_of(*(partial(run, job) for job in turn.jobs))
     if wants_usage:
         await emit({**head, "choices": [], "usage": usage_of(usages, prompts=1)})
+
+
+def _delta(said: Said) -> dict[str, Any]:
+    if said.call is not None:
+        return {"tool_calls": [{"index": said.call.index, **_call(said.call)}]}
+    return {"reasoning_content" if said.kind == "reasoning" else "content": said.text}

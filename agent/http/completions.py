@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from agent.http.collaborators import TextDelta, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Job, complete, completion_logprobs, follow, jobs_of, sampling_of, usage_of
+from agent.http.generation import Caller, Job, complete, completion_logprobs, follow, jobs_of, named, sampling_of, usage_of
+from agent.http.outcome import answered
 from agent.http.requests import CompletionRequest
 from agent.http.streams import Emit, EventStream, all_of, unless_left
 
@@ -27,16 +28,19 @@ def router(context: Context) -> APIRouter:
         """Continue one prompt or several."""
         text = context.text()
         asked = body.prompts
-
-        def tokenise() -> list[list[int]]:
-            return [text.encode(body.model, prompt) if isinstance(prompt, str) else prompt for prompt in asked]
-
-        prompts = await anyio.to_thread.run_sync(tokenise)
+        model, adapter = named(body.model)
+        caller = Caller(answered(request.scope).tenant)
         top_logprobs = -1 if body.logprobs is None else body.logprobs
-        jobs = jobs_of(prompts, body.n or 1, sampling_of(body, body.max_tokens or DEFAULT_MAX_TOKENS, top_logprobs))
+
+        def jobs_of_body() -> list[Job]:
+            prompts = [text.encode(model, prompt) if isinstance(prompt, str) else prompt for prompt in asked]
+            max_tokens = body.max_tokens or DEFAULT_MAX_TOKENS
+            return jobs_of(prompts, body.n or 1, sampling_of(body, max_tokens, caller, top_logprobs, body.grammar(), adapter))
+
+        jobs = await anyio.to_thread.run_sync(jobs_of_body)
         if body.stream:
-            return EventStream(partial(_stream, context, body, jobs, len(prompts)), context.limits, context.metrics.disconnects.inc)
-        calls = [partial(complete, text, context.metrics, body.model, job) for job in jobs]
+            return EventStream(partial(_stream, context, body, jobs, len(asked)), context.limits, context.metrics.disconnects.inc)
+        calls = [partial(complete, text, context.metrics, model, job) for job in jobs]
         choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
         wants_logprobs = body.logprobs is not None
         return JSONResponse({
@@ -50,7 +54,7 @@ def router(context: Context) -> APIRouter:
                 }
                 for choice in choices
             ],
-            "usage": usage_of([choice.usage for choice in choices], len(prompts)),
+            "usage": usage_of([choice.usage for choice in choices], len(asked)),
         })  # fmt: skip
 
     add_post(routes, "/completions", completions)
@@ -78,7 +82,7 @@ async def _stream(context: Context, body: CompletionRequest, jobs: Sequence[Job]
                 choice = {"index": job.index, "text": delta.text, "logprobs": logprobs, "finish_reason": None}
                 await emit({**head, "choices": [choice], **tail})
 
-        usage = await follow(context.text(), context.metrics, body.model, job, each)
+        usage = await follow(context.text(), context.metrics, named(body.model)[0], job, each)
         choice = {"index": job.index, "text": "", "logprobs": None, "finish_reason": finish}
         await emit({**head, "choices": [choice], **tail})
         return usage

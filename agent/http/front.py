@@ -114,6 +114,7 @@ class Front:
             await self._app(scope, bounded, send)
             return
         answered(scope).is_counted = True
+        answered(scope).tenant = self._tenant(scope)
         self._in_flight.enter()
         self._metrics.in_flight.set(self._in_flight.count)
         try:
@@ -122,12 +123,18 @@ class Front:
             self._in_flight.leave()
             self._metrics.in_flight.set(self._in_flight.count)
 
+    def _tenant(self, scope: Scope) -> str:
+        """Who shares the models fairly: the holders of keys, or where none are asked for, addresses."""
+        if self._services.key_digests:
+            return _key_digest(scope)[1].hex()[:16]
+        host, _ = scope.get("client") or ("", 0)
+        return str(host)
+
     def _key_problem(self, scope: Scope) -> ApiError | None:
         digests = self._services.key_digests
         if not digests or scope["path"] in OPEN_WITHOUT_KEY or scope["path"].startswith("/ui/"):
             return None
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        scheme, digest = _key_digest(scope)
         # Every digest is compared, so that the time taken says nothing about which one is near.
         matches = [hmac.compare_digest(digest, known) for known in digests]
         if scheme.lower() == "bearer" and any(matches):
@@ -177,6 +184,12 @@ class Front:
             return message
 
         return next_message
+
+
+def _key_digest(scope: Scope) -> tuple[str, bytes]:
+    """The scheme of the authorization, and SHA-256 of its key."""
+    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    return scheme, hashlib.sha256(key.strip().encode()).digest()
 
 
 def too_large(limit: int) -> ApiError:

@@ -20,6 +20,7 @@ class Job:
     index: int
     prompt: Sequence[int]
     sampling: Sampling
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,36 @@ class Choice:
     usage: Usage
 
 
-def jobs_of(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[Job]:
+def jobs_of(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, continues: bool = False) -> list[Job]:
     """`n` choices of each prompt, numbered as OpenAI does; with a seed, each of the `n` gets one of its own."""
     jobs = []
     for number, prompt in enumerate(prompts):
         for repeat in range(n):
             seed = None if sampling.seed is None else (sampling.seed + repeat) % (1 << 63)  # negative ones are OpenAI's, not numpy's
-            jobs.append(Job(number * n + repeat, prompt, replace(sampling, seed=seed)))
+            jobs.append(Job(number * n + repeat, prompt, replace(sampling, seed=seed), continues))
     return jobs
 
 
-def sampling_of(body: SamplingBody, max_tokens: int | None, top_logprobs: int = -1) -> Sampling:
+@dataclass(frozen=True)
+class Caller:
+    """Whose request it is and how urgent: a batch can wait for chats."""
+
+    tenant: str = ""
+    priority: int = 0
+
+
+ANYBODY = Caller()
+
+
+def named(model: str) -> tuple[str, str]:
+    """`model:adapter` as it was asked for: the model, and the LoRA adapter or nothing."""
+    base, _, adapter = model.partition(":")
+    return base, adapter
+
+
+def sampling_of(
+    body: SamplingBody, max_tokens: int | None, caller: Caller = ANYBODY, top_logprobs: int = -1, grammar: str = "", adapter: str = ""
+) -> Sampling:
     """None where the request is silent: the service takes the model's own default."""
     return Sampling(
         max_tokens=max_tokens,
@@ -53,14 +73,18 @@ def sampling_of(body: SamplingBody, max_tokens: int | None, top_logprobs: int = 
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         top_logprobs=top_logprobs,
+        priority=caller.priority,
         logit_bias=body.biases,
+        grammar=grammar,
+        adapter=adapter,
+        tenant=caller.tenant,
     )
 
 
 async def follow(text: TextService, metrics: Metrics, model: str, job: Job, each: Callable[[TextDelta], Awaitable[None]]) -> Usage:
     """Run one job, hand on each delta, count its tokens. Raises AgentError."""
     started_s, usage, is_first = time.monotonic(), Usage(len(job.prompt), 0), True
-    async with closing(text.generate(model, job.prompt, job.sampling)) as deltas:
+    async with closing(text.generate(model, job.prompt, job.sampling, job.continues)) as deltas:
         async for delta in deltas:
             if is_first and (delta.text or delta.finish):
                 metrics.first_token_s.labels(model).observe(time.monotonic() - started_s)

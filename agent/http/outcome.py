@@ -16,7 +16,7 @@ class Answered:
     """`backend`: the header `x-hotspare-backend` takes it when the head is sent. `has_failed`: the answer broke after its head.
 
     `is_counted`: it got as far as being answered, so that its outcome says something of the service. `cloud_calls`: requests sent to the
-    primary for this one; `cause`: why it did not answer, in the words of its class.
+    primary for this one; `cause`: why it did not answer, in the words of its class. `tenant`: whose request it is.
     """
 
     backend: Backend = "local"
@@ -24,6 +24,7 @@ class Answered:
     is_counted: bool = False
     cloud_calls: int = 0
     cause: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

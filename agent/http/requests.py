@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from agent.http.errors import ApiError, invalid, unsupported
+from agent.http.structure import (
+    MAX_TOOLS,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    grammar_of,
+    wanted_tools,
+)
 
 MAX_CHOICES = 4
 MAX_PROMPTS = 32
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
-TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TokenText = Annotated[str, Field(pattern=r"^\d{1,9}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -28,10 +40,10 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
-# Accepted without effect: who asks, where it is billed, and DeepSeek's thinking switch, which a model without thinking must not trip over.
+# Accepted without effect: who asks, where it is billed, and how long to think, which a model without thinking must not trip over.
 WITHOUT_EFFECT = frozenset({
     "user", "user_id", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "thinking", "reasoning_effort", "verbosity", "parallel_tool_calls",
+    "reasoning_effort", "verbosity",
 })  # fmt: skip
 
 
@@ -65,6 +77,11 @@ class SamplingBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[TokenText, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    def grammar(self) -> str:
+        """What the answer must match; empty: anything. Raises ApiError. May take long: for a thread."""
+        return grammar_of({}, None, True, None, self.structured_outputs)
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -96,10 +113,13 @@ class Part(Body):
 class ChatMessage(Body):
     """Fields that a client copies from an earlier answer (refusal, annotations, DeepSeek's reasoning) have no effect."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[Part] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: str | None = None
+    prefix: bool | None = None
 
-    neutral = {"tool_calls": ([],), "function_call": (), "audio": (), "prefix": (False,)}
+    neutral = {"function_call": (), "audio": ()}
 
     @model_validator(mode="before")
     @classmethod
@@ -108,14 +128,27 @@ class ChatMessage(Body):
             return {key: item for key, item in values.items() if key not in ("name", "refusal", "annotations", "reasoning_content")}
         return values
 
-    def plain(self) -> dict[str, str]:
-        """{"role", "content"} as chat templates take it."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text()}
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it: role, content, and of the turns that concern tools what belongs to them."""
+        told: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text()}
+        if self.tool_calls:
+            told["tool_calls"] = [call.told() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            told["tool_call_id"] = self.tool_call_id
+        return told
 
     def text(self) -> str:
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         return "\n".join(part.text or "" for part in self.content)
+
+
+class Thinking(BaseModel):
+    """DeepSeek's switch, for models whose template has one."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    type: Literal["enabled", "disabled"]
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
@@ -130,12 +163,30 @@ class ChatRequest(SamplingBody):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    thinking: Thinking | None = None
 
     neutral = {
-        "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
+        "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (), "prediction": (),
         "web_search_options": (), "min_p": (0,), "repetition_penalty": (1,),
     }  # fmt: skip
+
+    def wanted_tools(self) -> Mapping[str, Schema]:
+        """Name → schema of the arguments, of those that may be called. Raises ApiError."""
+        return wanted_tools(self.tools, self.tool_choice)
+
+    def grammar(self) -> str:
+        is_single = self.parallel_tool_calls is False
+        return grammar_of(self.wanted_tools(), self.tool_choice, is_single, self.response_format, self.structured_outputs)
+
+    @model_validator(mode="after")
+    def _prefix_is_last(self) -> ChatRequest:
+        if any(message.prefix for message in self.messages[:-1]) or (self.messages[-1].prefix and self.messages[-1].role != "assistant"):
+            raise invalid("messages", "prefix is for the last message, and only if it is the assistant's")
+        return self
 
     @property
     def limit(self) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import openai
 import pytest
@@ -88,3 +90,64 @@ async def test_merged_requests_are_answered_in_order_each_by_itself(node: Node) 
     assert "Paris" in first["text"]
     assert second["error"]["param"].endswith("max_tokens")
     assert "Paris" in third["text"]
+
+
+PERSON: Any = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]},
+    },
+}
+
+
+async def test_answers_keep_to_a_schema_and_tools_are_called(node: Node) -> None:
+    """200 answers at temperature 1; then a call, its result, and an answer to that."""
+    faults: list[str] = []
+
+    async def one(client: openai.AsyncOpenAI, seed: int) -> None:
+        answer = await client.chat.completions.create(
+            model=CHAT,
+            temperature=1,
+            seed=seed,
+            max_tokens=60,
+            messages=[{"role": "user", "content": "Make up a person."}],
+            response_format={"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}},
+        )
+        try:
+            person = json.loads(answer.choices[0].message.content or "")
+            assert set(person) == {"name", "age"} and len(person["name"]) <= 12 and 0 <= person["age"] <= 120
+        except (ValueError, AssertionError, TypeError, KeyError):
+            faults.append(answer.choices[0].message.content or "")
+
+    async with client_of(node) as client:
+        limiter = anyio.CapacityLimiter(8)
+
+        async def limited(seed: int) -> None:
+            async with limiter:
+                await one(client, seed)
+
+        async with anyio.create_task_group() as tasks:
+            for seed in range(200):
+                tasks.start_soon(limited, seed)
+        assert faults == []
+
+        messages: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
+        asked = await client.chat.completions.create(model=CHAT, temperature=0, messages=messages, tools=[WEATHER], tool_choice="required")
+        assert asked.choices[0].finish_reason == "tool_calls"
+        (call,) = (asked.choices[0].message.tool_calls or [])[:1]
+        assert call.type == "function"
+        assert call.function.name == "weather"
+        assert set(json.loads(call.function.arguments)) >= {"city"}
+        messages += [asked.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "heavy snow, -7 degrees"}]
+        told = await client.chat.completions.create(
+            model=CHAT, temperature=0, messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=60
+        )
+        assert told.choices[0].message.content

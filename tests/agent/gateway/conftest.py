@@ -39,7 +39,13 @@ class Speaker(Parrot):
     begun: str | None = None
     asked: int = 0
 
-    def chat_prompt(self, model: str, messages: Sequence[Mapping[str, str]], tools: None = None) -> list[int]:
+    def chat_prompt(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> list[int]:
         return [1, 2, 3]
 
     def encode(self, model: str, text: str) -> list[int]:

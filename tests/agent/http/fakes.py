@@ -66,16 +66,33 @@ class Parrot:
     running: int = 0
     most_running: int = 0
     pace_s: float = 0.0
+    thinks: bool = False
+    told: Mapping[str, Any] = field(default_factory=dict)
 
-    def chat_prompt(self, model: str, messages: Sequence[Mapping[str, str]], tools: None = None) -> list[int]:
+    def chat_prompt(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> list[int]:
+        self.told = {"messages": messages, "tools": tools, "thinking": thinking}
         return self.encode(model, messages[-1]["content"])
+
+    def continued_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], said: str) -> tuple[list[int], int]:
+        return self.encode(model, said), len(said)
+
+    def begins_in_thoughts(self, model: str, thinking: bool | None = None) -> bool:
+        return self.thinks
 
     def encode(self, model: str, text: str) -> list[int]:
         if model not in ("parrot", "deepseek-chat"):
             raise ServiceFailure("unknown_model", f"there is no model {model!r}")
         return list(text.encode())
 
-    async def generate(self, model: str, prompt_tokens: Sequence[int], sampling: Sampling) -> AsyncIterator[TextDelta]:
+    async def generate(
+        self, model: str, prompt_tokens: Sequence[int], sampling: Sampling, continues: bool = False
+    ) -> AsyncIterator[TextDelta]:
         self.last = sampling
         if self.failure:
             raise self.failure

@@ -94,9 +94,9 @@ def test_what_the_node_cannot_honour_is_refused_by_name(api: openai.OpenAI) -> N
     with pytest.raises(openai.BadRequestError) as caught:
         api.chat.completions.create(
             model="parrot", messages=[{"role": "user", "content": "hi"}],
-            tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            functions=[{"name": "f", "parameters": {}}],
         )  # fmt: skip
-    assert (caught.value.param, caught.value.code) == ("tools", "unsupported_parameter")
+    assert (caught.value.param, caught.value.code) == ("functions", "unsupported_parameter")
     with pytest.raises(openai.BadRequestError) as caught:
         api.chat.completions.create(model="parrot", messages=[{"role": "user", "content": "hi"}], temperature=3)
     assert caught.value.param == "temperature"
