@@ -159,7 +159,7 @@ async def test_cameras_start_and_stop_by_order(tmp_path: Path) -> None:
                 with anyio.fail_after(30):
                     async for message in link.messages():
                         seen = json.loads(message.payload)
-                        if seen["kind"] == "new":
+                        if seen["kind"] == "object" and seen["type"] == "new":
                             break
             assert seen["label"] in ("parcel", "bottle", "ball"), seen
             picture = await node.client.get("/cameras/belt/snapshot.jpg")
