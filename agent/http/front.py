@@ -24,7 +24,9 @@ LOG = logging.getLogger(__name__)
 
 PREFIXES = ("/v1", "", "/beta")  # OpenAI's base, DeepSeek's bare host, and its beta base
 INFERENCE = frozenset(
-    prefix + path for prefix in PREFIXES for path in ("/chat/completions", "/completions", "/embeddings", "/batch", "/classify", "/detect")
+    prefix + path
+    for prefix in PREFIXES
+    for path in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/batch", "/classify", "/detect")
 )
 OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
 

@@ -119,3 +119,14 @@ async def test_an_adapter_is_part_of_the_models_name(client: httpx.AsyncClient, 
     assert house.text.last
     assert house.text.last.adapter == "law"
     assert house.text.last.tenant == "127.0.0.1"
+
+
+async def test_documents_are_ranked_by_an_embedding_model(client: httpx.AsyncClient) -> None:
+    answer = await client.post(
+        "/v1/rerank", json={"query": "abc", "documents": ["x" * 40, {"text": "abd"}], "top_n": 1, "return_documents": True}
+    )
+    (found,) = answer.json()["results"]
+    assert (found["index"], found["document"]) == (1, {"text": "abd"})
+    assert found["relevance_score"] == 1.0
+    answer = await client.post("/v1/rerank", json={"query": "abc", "documents": []})
+    assert answer.json()["error"]["param"] == "documents"
