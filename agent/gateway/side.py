@@ -26,6 +26,7 @@ from agent.gateway.probe import Probe, probe_primary
 from agent.gateway.sla import SlaRecord
 from agent.http.collaborators import Gate, ServiceFailure, Services
 from agent.http.context import now_s
+from agent.http.generation import named
 from agent.mode import Allowed, Refused
 from agent.protocol.wire import Severity
 from agent.served import ServedModels
@@ -36,22 +37,22 @@ CONNECTIONS = 512  # over every limit of requests in flight, so that none waits 
 
 
 class OwnNames:
-    """A manifest's own name means this node's model and no other; an alias stands for the primary's model too."""
+    """A manifest's own name, with an adapter or not, means this node's model and no other; an alias stands for the primary's model too."""
 
     def __init__(self, served: ServedModels) -> None:
         self._served = served
 
     def is_own(self, name: str) -> bool:
         reconciler = self._served.reconciler
-        return reconciler is not None and name in reconciler.actual.models
+        return reconciler is not None and named(name)[0] in reconciler.actual.models
 
     def is_known(self, name: str) -> bool:
-        return self.is_own(self._served.canonical(name))
+        return self.is_own(self._served.canonical(named(name)[0]))
 
     def engine(self, name: str) -> str | None:
         """The engine that answers a name now, precisely; None: none does."""
         try:
-            served = self._served.resolve(name)
+            served = self._served.resolve(named(name)[0])
         except ServiceFailure:
             return None
         return f"local:{served.manifest.name}:{served.folder.name}"

@@ -1,0 +1,104 @@
+"""More clients than a node can serve, for as long as HOTSPARE_LOAD_S says: nothing grows, nobody is forgotten, keys are served alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from tests.stories.house import CHAT, House, Node, until
+
+LOAD_S = float(os.environ.get("HOTSPARE_LOAD_S", "60"))
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(LOAD_S + 240)]
+KEYS = {"many": 48, "few": 16}  # clients of each
+LEAVING = 0.1
+WARM_S = 15.0
+
+
+@dataclass
+class Record:
+    ends: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    first_s: list[float] = field(default_factory=list)
+    asked: int = 0
+
+
+async def one_client(client: httpx.AsyncClient, key: str, seed: int, record: Record) -> None:
+    draw = random.Random(seed)
+    headers = {"Authorization": f"Bearer {key}"}
+    while True:
+        words = " ".join(draw.choice(("river", "lamp", "seven", "green", "engine")) for _ in range(draw.choice((5, 40, 200))))
+        body = {"model": CHAT, "prompt": f"{seed} {words}", "max_tokens": draw.choice((4, 16, 64)), "temperature": 0.7, "stream": True}
+        leaves_at = draw.randrange(1, 4) if draw.random() < LEAVING else 0
+        record.asked += 1
+        started_s, events, text = time.monotonic(), 0, ""
+        async with client.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+                record.ends[str(answer.status_code)] += 1
+                await anyio.sleep(min(float(answer.headers["Retry-After"]), 1.0) * draw.uniform(0.5, 1.5))
+                continue
+            async for line in answer.aiter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    if not events:
+                        record.first_s.append(time.monotonic() - started_s)
+                    events += 1
+                    record.tokens[key] += 1
+                    if leaves_at and events >= leaves_at:
+                        break
+                text = line or text
+        record.ends["left" if leaves_at and events >= leaves_at else "whole" if text == "data: [DONE]" else "cut"] += 1
+
+
+def resident_mb(node: Node, worker: int) -> float:
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (node.process.pid, worker)]
+    return sum(pages) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+async def test_sixty_four_clients(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("".join(f"{hashlib.sha256(key.encode()).hexdigest()}\n" for key in KEYS))
+    keys.chmod(0o600)
+    house, record = House(tmp_path), Record()
+    settings = house.node_settings("edge-a", http={"keys_file": str(keys)})
+    async with (
+        house.node(settings) as node,
+        httpx.AsyncClient(
+            base_url=node.client.base_url, timeout=120.0, limits=httpx.Limits(max_connections=100), trust_env=False
+        ) as client,
+    ):
+        node.client.headers["Authorization"] = "Bearer few"
+        state = await node.until_serving(CHAT)
+        (worker,) = [each["pid"] for each in state["workers"] if each["name"] == "text"]
+        async with anyio.create_task_group() as tasks:
+            for number, key in enumerate(key for key, count in KEYS.items() for _ in range(count)):
+                tasks.start_soon(one_client, client, key, number, record)
+            await anyio.sleep(WARM_S)
+            warm_mb, warm_tokens = resident_mb(node, worker), Counter(record.tokens)
+            await anyio.sleep(LOAD_S)
+            grown_mb, tokens = resident_mb(node, worker) - warm_mb, record.tokens - warm_tokens
+            tasks.cancel_scope.cancel()
+
+        async def answers() -> bool:
+            answer = await node.client.post("/v1/completions", json={"model": CHAT, "prompt": "One, two,", "max_tokens": 4})
+            return answer.status_code == 200
+
+        await until(answers, 30, "the node answers as before")
+    waits = statistics.quantiles(record.first_s, n=100)
+    print(  # noqa: T201  what the run is for
+        f"\n{record.asked} requests, {dict(record.ends)}; tokens {dict(tokens)}; memory {warm_mb:.0f} MB {grown_mb:+.1f}; "
+        f"first token p50 {waits[49]:.2f} s, p99 {waits[98]:.2f} s"
+    )
+    assert set(record.ends) <= {"whole", "left", "429"}, "nobody waits for nothing, and nobody is cut off"
+    assert record.asked - sum(record.ends.values()) <= sum(KEYS.values()), "each request has had an outcome, but for those in flight"
+    assert grown_mb < 0.05 * warm_mb + 5
+    assert tokens["few"] == pytest.approx(tokens["many"], rel=0.1)
