@@ -16,6 +16,7 @@ import pytest
 from agent.worker.camera import Frame
 from agent.worker.vision import VisionService
 from agent.worker_protocol import CameraFrame, OpenModel, Report, StartPipeline, StopPipeline, Watch
+from models.tasks.detection import Detector, Prepared
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,12 +69,19 @@ def closing(made: Bench) -> Iterator[Bench]:
         assert not [thread for thread in threading.enumerate() if thread.name == "camera"]
 
 
-def test_overload_is_shared_and_what_is_seen_stays_fresh(bench: Bench) -> None:
+def test_overload_is_shared_and_what_is_seen_stays_fresh(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Detector.run
+
+    def run_slowly(self: Detector, prepared: Prepared) -> Any:
+        time.sleep(0.01 * len(prepared.placements))  # so that any machine is overloaded
+        return run(self, prepared)
+
+    monkeypatch.setattr(Detector, "run", run_slowly)
     for name in ("north", "south", "west"):
         bench.start(name, f"conveyor:?seed={len(name)}&fps=120", fps=120.0)
     pipelines = bench.work(3.0)
     rates = [pipeline["fps"] for pipeline in pipelines.values()]
-    assert sum(rates) < 330, "this machine is too quick to be overloaded; ask for more pipelines"
+    assert sum(rates) < 105
     assert max(rates) < 1.3 * min(rates)
     for pipeline in pipelines.values():
         assert pipeline["skipped"]["busy"] > 0
@@ -139,9 +147,9 @@ def test_a_frame_that_waited_too_long_is_dropped_and_the_next_one_taken_as_it_co
     for age_s in (0.6, 0.1):
         now_s = time.monotonic()
         slot.put(Frame(lambda: np.zeros((90, 160, 3), np.uint8), 1, now_s - age_s, now_s - age_s))
-        slot.due_s = min(slot.due_s, now_s - age_s)
+        slot.due_s = due_s = min(slot.due_s, now_s - age_s)
         assert bench.service.step()
     after = pipeline.status()
     assert after["skipped"]["stale"] - before["skipped"]["stale"] == 1
     assert after["processed"] - before["processed"] == 1
-    assert slot.due_s > time.monotonic() + 1
+    assert slot.due_s == pytest.approx(due_s + 2.0)
