@@ -61,7 +61,7 @@ clean:
 .venv-py38/.ready: tests/python38.txt
 	@test -n "$(PYTHON38)" || { echo "no python3.8 was found; set PYTHON38=/path/to/python3.8"; exit 1; }
 	$(PYTHON38) -m venv .venv-py38
-	.venv-py38/bin/python -m pip install --quiet --disable-pip-version-check wheel
+	.venv-py38/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'setuptools>=61' wheel
 	.venv-py38/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --requirement tests/python38.txt
 	@touch $@
 
