@@ -109,7 +109,16 @@ def _embedding(folder: Path, config: JsonObject) -> dict[str, Any]:
 
 
 def _generation(folder: Path, config: JsonObject) -> dict[str, Any]:
-    return {"context_tokens": min(config.integer("max_position_embeddings", MAX_CONTEXT_TOKENS), MAX_CONTEXT_TOKENS)}
+    return {"context_tokens": min(config.integer("max_position_embeddings", MAX_CONTEXT_TOKENS), MAX_CONTEXT_TOKENS), **_drawing(folder)}
+
+
+def _drawing(folder: Path) -> dict[str, float]:
+    """How its authors draw its answers, for requests that do not say. What lies outside of what a request may ask for is left out."""
+    path = folder / "generation_config.json"
+    stated = read_json_object(path) if path.is_file() else JsonObject(path.name, {})
+    found = {key: stated.number(key) for key in ("temperature", "top_p") if key in stated}
+    most = {"temperature": 2.0, "top_p": 1.0}
+    return {key: value for key, value in found.items() if 0 < value <= most[key]}
 
 
 _FACTS = {"detection": _detection, "classification": _classification, "embedding": _embedding, "generation": _generation}

@@ -41,7 +41,10 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Generation:
-    """Causal language model. `activations`: float32 keeps int4/int8 weights exact; int8 is faster and gated on KL."""
+    """Causal language model. `activations`: float32 keeps int4/int8 weights exact; int8 is faster and gated on KL.
+
+    temperature, top_p  how answers are drawn where a request does not say
+    """
 
     context_tokens: int
     slots: int = 4

@@ -101,9 +101,13 @@ def test_a_classifier_and_a_language_model(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.2, "top_p": 0, "top_k": 20}))
     language = manifest_from_transformers(tmp_path, "x")
     assert isinstance(language, GenerationManifest)
-    assert language.generation.context_tokens == 4096 and set(language.files) == {"model", "config", "tokenizer", "shard_1"}
+    assert (language.generation.temperature, language.generation.top_p) == (0.2, 1.0)
+    assert language.generation.context_tokens == 4096 and set(language.files) == {
+        "model", "config", "tokenizer", "shard_1", "generation_config",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
