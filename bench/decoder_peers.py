@@ -1,7 +1,8 @@
-"""Other runtimes on the same weights: transformers and llama.cpp."""
+"""Other runtimes on the same weights: transformers, llama.cpp and onnxruntime-genai."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -99,6 +100,43 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode refused {batch.n_tokens} tokens")
         rows = (self._c.llama_get_logits_ith(self._context, index) for index in last)
         return [int(np.ctypeslib.as_array(row, (self._vocabulary,)).argmax()) for row in rows]
+
+
+class OnnxRuntimeGenai:
+    """onnxruntime-genai on what its own builder makes of the dequantised weights in 4 bits, which are other weights than the file's."""
+
+    def __init__(self, room: Room) -> None:
+        import onnxruntime_genai
+
+        self._genai = onnxruntime_genai
+        config = onnxruntime_genai.Config(str(room.path))
+        config.clear_providers()
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": room.threads}}}}))
+        self._model = onnxruntime_genai.Model(config)
+
+    def prefill(self, prompt: Prompt) -> Timing:
+        generator = self._generator([prompt], 1)
+        began_s = time.perf_counter()
+        generator.append_tokens(np.array([prompt], np.int32))
+        generator.generate_next_token()
+        return Timing(len(prompt), time.perf_counter() - began_s)
+
+    def decode(self, prompts: Sequence[Prompt], steps: int) -> Timing:
+        generator = self._generator(prompts, steps + 1)
+        generator.append_tokens(np.array(prompts, np.int32))
+        generator.generate_next_token()
+        first = [int(generator.get_next_tokens()[0])]
+        began_s = time.perf_counter()
+        for _ in range(steps):
+            generator.generate_next_token()
+            first.append(int(generator.get_next_tokens()[0]))
+        return Timing(steps * len(prompts), time.perf_counter() - began_s, tuple(first[:steps]))
+
+    def _generator(self, prompts: Sequence[Prompt], steps: int) -> Any:
+        parameters = self._genai.GeneratorParams(self._model)
+        length = len(prompts[0]) + steps
+        parameters.set_search_options(batch_size=len(prompts), max_length=length, min_length=length, do_sample=False)
+        return self._genai.Generator(self._model, parameters)
 
 
 def llama(gguf: GgufFile) -> Any:

@@ -1,4 +1,4 @@
-"""The same weights behind several runtimes, each in a process of its own: our scheduler and engine, transformers, llama.cpp.
+"""The same weights behind several runtimes, each in a process of its own: our scheduler and engine, and the peers'.
 
 Each decoder has `prefill(prompt)` and `decode(prompts, steps)`, which return a Timing; sequences never end before their time.
 """
@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from bench.decoder_peers import LlamaCpp, Transformers
+from bench.decoder_peers import LlamaCpp, OnnxRuntimeGenai, Transformers
 from bench.report import busy_s
 from bench.timing import Decoder, Prompt, Room, Timing
 
@@ -127,6 +127,7 @@ OPEN: dict[str, Callable[[Room], Decoder]] = {
     "transformers float32": Transformers,
     "llama.cpp": LlamaCpp,
     "llama.cpp Q4_0": LlamaCpp,
+    "onnxruntime-genai int4": OnnxRuntimeGenai,
 }
 
 

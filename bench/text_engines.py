@@ -30,6 +30,8 @@ def engine_level(
     rooms |= {name: theirs for name in ("transformers float32", "llama.cpp") if installed[name].version}
     if source.q4_0 is not None and installed["llama.cpp"].version:
         rooms["llama.cpp Q4_0"] = dataclasses.replace(theirs, path=source.q4_0)
+    if source.genai is not None:
+        rooms["onnxruntime-genai int4"] = dataclasses.replace(theirs, path=source.genai)
     turns: dict[str, dict[str, list[Turn]]] = {name: defaultdict(list) for name in rooms}
     loops: dict[str, list[Turn]] = defaultdict(list)
     tokenizer = Tokenizer(source.ours)

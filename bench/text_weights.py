@@ -1,11 +1,14 @@
-"""One GGUF, and what our converter and llama.cpp's quantiser make of it."""
+"""One GGUF, and what our converter, llama.cpp's quantiser and onnxruntime-genai's builder make of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import random
+import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +18,9 @@ import anyio
 from agent.build_choice import BuildChoice
 from agent.preparation import PreparationFailed
 from agent.prepare import BuildSettings, prepare_model
+from bench.decoder_peers import llama
+from bench.report import Peer
+from converters.gguf import read_gguf
 from models.catalog import load_catalog
 from models.manifest import GenerationManifest
 from models.sources import fetch
@@ -38,11 +44,13 @@ WORDS = (
 
 
 class Weights(NamedTuple):
-    """gguf: the file itself; q4_0: llama.cpp's own 4-bit form of it; folders: engines by way; missing: why others are not there."""
+    """gguf: the file itself; q4_0: llama.cpp's own 4-bit form of it; genai: that of onnxruntime-genai, a folder; folders: engines by way;
+    missing: why others are not there."""
 
     store: Path
     gguf: Path
     q4_0: Path | None
+    genai: Path | None
     folders: Mapping[str, Path]
     long: Path | None
     missing: Mapping[str, str]
@@ -53,7 +61,7 @@ class Weights(NamedTuple):
         return next(iter(self.folders.values()))
 
 
-def weights(store_folder: Path, model: str, long_tokens: int, server: Path | None) -> Weights:
+def weights(store_folder: Path, model: str, long_tokens: int, server: Path | None, installed: Mapping[str, Peer]) -> Weights:
     """Fetch and build what the store does not have yet."""
     store = open_store(store_folder)
     manifest = load_catalog().find(model)
@@ -73,7 +81,11 @@ def weights(store_folder: Path, model: str, long_tokens: int, server: Path | Non
         wider = dataclasses.replace(manifest.generation, context_tokens=long_tokens + ROOM_TOKENS)
         long = _built(store, dataclasses.replace(manifest, generation=wider), CHOICES[next(iter(folders))])
     gguf = fetch(manifest.files["model"], store)
-    return Weights(store_folder, gguf, _q4_0(store_folder, gguf, server, missing), folders, long, missing)
+    q4_0 = _q4_0(store_folder, gguf, server, missing)
+    genai = None
+    if installed["onnxruntime-genai"].version and installed["transformers float32"].version:
+        genai = _genai(store_folder, gguf, next(iter(folders.values())), missing)
+    return Weights(store_folder, gguf, q4_0, genai, folders, long, missing)
 
 
 def _built(store: Store, manifest: GenerationManifest, choice: BuildChoice) -> Path:
@@ -96,6 +108,26 @@ def _q4_0(store: Path, gguf: Path, server: Path | None, missing: dict[str, str])
             missing["Q4_0"] = f"llama-quantize failed: {done.stderr[-300:]}"
             return None
         temporary.replace(target)
+    return target
+
+
+def _genai(store: Path, gguf: Path, ours: Path, missing: dict[str, str]) -> Path | None:
+    """Made by its model builder from the dequantised weights; kept beside the store."""
+    target = store.parent / f"{gguf.name}.genai"
+    if (target / "genai_config.json").is_file():
+        return target
+    with tempfile.TemporaryDirectory(dir=store.parent) as folder:
+        published, made = Path(folder, "published"), Path(folder, "made")
+        llama(read_gguf(gguf)).save_pretrained(published)
+        shutil.copy(ours / "tokenizer.json", published)
+        (published / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu"]
+        command = [*builder, "-i", str(published), "-o", str(made), "-c", str(Path(folder, "cache"))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_DEADLINE_S, check=False)
+        if done.returncode:
+            missing["onnxruntime-genai int4"] = f"its builder failed: {done.stderr[-300:]}"
+            return None
+        made.replace(target)
     return target
 
 
