@@ -20,6 +20,7 @@ from agent.engine_locks import EngineLocks
 from agent.fetching import fetch_all
 from agent.preparation import Built, NotVerified, PreparationFailed, Progress, Wish, is_verified
 from agent.runtimes import look_around
+from models.checksums import damage_of
 from models.durable import StoreError, sweep
 from models.engine_record import StoredEngine, read_engine
 from models.manifest import Manifest
@@ -205,6 +206,11 @@ class Preparer:
         engines = [engine for engine in self._store.engines(name) if engine.folder not in wish.distrusted]
         sources = {role: self._store.expected_sha256(file) for role, file in wish.manifest.files.items()}
         for engine in usable(engines, wish.manifest, sources, choice, machine):
+            damage = damage_of(engine.folder)
+            if damage is not None:
+                logger.warning("the engine %s of %s %s", engine.folder.name, name, damage)
+                repair_engine(self._store, engine.folder)
+                continue
             self.locks.hold(engine.folder)
             if read_engine(engine.folder) is not None:  # else somebody removed it just now
                 mark_used(engine.folder)

@@ -3,6 +3,7 @@
     <root>/blobs/sha256/<hex>               fetched artefacts, read-only, named by their content
     <root>/sources.json                     source → digest and size: what every fetch yielded, and the digests recorded at first use
     <root>/engines/<model>/<key digest>/    what the converters built, with `engine.json`
+    <root>/checked.json                     which files of engines were read and found right (models/checksums.py)
     <root>/partial/                         unfinished downloads, to be resumed
     <root>/temporary/                       work in progress; of dead processes removed by `open_store`
     <root>/locks/
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Dict, Iterable, List, Mapping, Optional
 
+from models.checksums import whole_engine
 from models.durable import (
     NoSpace,
     StoreError,
@@ -146,8 +148,8 @@ class Store:
         return self.root / "engines" / key.model / key.digest()
 
     def find_engine(self, key: EngineKey) -> Optional[StoredEngine]:
-        """The engine of exactly this key, marked as used now; None when there is none or it is torn."""
-        engine = read_engine(self.engine_folder(key))
+        """The engine of exactly this key, marked as used now; None when there is none or it is not what was published."""
+        engine = whole_engine(self.engine_folder(key))
         if engine is not None:
             mark_used(engine.folder)
         return engine
@@ -178,7 +180,7 @@ class Store:
         write_atomically(folder / RECORD_NAME, record_bytes(record))
         target = self.engine_folder(key)
         with self.lock(f"publish-{key.digest()}", SHORT_WAIT_S):
-            present = read_engine(target)
+            present = whole_engine(target)
             if present is None:
                 self.discard(target)
                 folder.chmod(0o755)

@@ -12,6 +12,8 @@ from typing import Any, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
+from models.checksums import damage_of
+
 
 class EngineError(RuntimeError):
     """An engine could not be opened or run; the message names the artefact, the cause and the remedy."""
@@ -136,7 +138,7 @@ ENGINES: Dict[str, str] = {
 
 
 def open_engine(folder: Path, options: Optional[EngineOptions] = None) -> Engine:
-    """Open the artefact in `folder` as a stateless engine. Raises EngineError."""
+    """Open the artefact in `folder` as a stateless engine. Raises EngineError, also for files that are not those published."""
     engine: Engine = _runtime(folder).open_engine(folder, options or EngineOptions())
     return engine
 
@@ -151,4 +153,7 @@ def _runtime(folder: Path) -> Any:
     artefact = next((name for name in ENGINES if (folder / name).is_file()), None)
     if artefact is None:
         raise EngineError(f"an engine in {folder} does not exist: it has neither {' nor '.join(ENGINES)}; convert the model first")
+    damage = damage_of(folder)
+    if damage is not None:
+        raise EngineError(f"the engine in {folder} {damage}; convert the model again")
     return importlib.import_module(ENGINES[artefact])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from agent.prepare import BuildSettings, Preparer, first_built
 from models.device import Device
 from models.durable import StoreBusy, sha256_of
 from models.engine_record import EngineKey
+from models.engines import EngineError, open_engine, open_generation_engine
 from models.manifest import Manifest, ModelFile, manifest_from_mapping
 from models.record import from_mapping
 from models.runtimes import Runtimes, TensorRT
@@ -127,16 +129,51 @@ async def test_a_torn_engine_is_removed_and_built_anew(store: Store, tmp_path: P
     assert (again.folder / "model.onnx").read_bytes() == whole
 
 
-async def test_an_engine_that_no_worker_could_open_is_read_again_and_removed_if_it_is_damaged(store: Store, tmp_path: Path) -> None:
+def flip_a_bit(path: Path) -> bytes:
+    """Damage that sizes do not show. Returns what was there. In a new file: the old one may be mapped as running code."""
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
+    return whole
+
+
+async def test_an_engine_with_a_flipped_bit_is_removed_and_built_anew(store: Store, tmp_path: Path) -> None:
     wish = Wish(eyes(tmp_path))
     first = await preparer(store).prepare(wish, silent)
-    whole = (first.folder / "model.onnx").read_bytes()
-    (first.folder / "model.onnx").chmod(0o644)
-    (first.folder / "model.onnx").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert (await preparer(store).prepare(wish, silent)).is_current is False, "its sizes are right"
-    again = await preparer(store).prepare(replace(wish, distrusted=frozenset({first.folder})), silent)
-    assert again.is_current
+    whole = flip_a_bit(first.folder / "model.onnx")
+    with pytest.raises(EngineError, match=r"model\.onnx is not the file that was published"):
+        open_engine(first.folder)
+    again = await preparer(store).prepare(wish, silent)
+    assert again.is_current, "built, not found"
     assert (again.folder / "model.onnx").read_bytes() == whole
+    open_engine(again.folder).close()
+
+
+async def test_the_builder_does_not_take_a_damaged_engine_for_the_wanted_one(store: Store, tmp_path: Path) -> None:
+    wish = Wish(eyes(tmp_path))
+    first = await preparer(store).prepare(wish, silent)
+    whole = flip_a_bit(first.folder / "model.onnx")
+    again = await preparer(store).renew(wish, silent)
+    assert (again.folder / "model.onnx").read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="native engines need a compiler")
+async def test_native_code_and_weights_with_a_flipped_bit_are_not_loaded(store: Store, tmp_path: Path) -> None:
+    path = write_decoder(tmp_path / "tiny.gguf", Recipe())
+    manifest = replace(manifest_from_mapping(generation()), files={"model": ModelFile(f"file:{path}", sha256_of(path))})
+    wish = Wish(manifest, {"target": "native"})
+    built = await preparer(store).prepare(wish, silent)
+    for name in ("model.native", "decoder.so"):
+        whole = flip_a_bit(built.folder / name)
+        with pytest.raises(EngineError, match=f"{name} is not the file that was published"):
+            open_generation_engine(built.folder)
+        (built.folder / name).write_bytes(whole)
+        open_generation_engine(built.folder).close()
+    flip_a_bit(built.folder / "decoder.so")
+    again = await preparer(store).prepare(wish, silent)
+    assert again.is_current, "built, not found"
+    open_generation_engine(again.folder).close()
 
 
 async def test_a_damaged_artefact_is_fetched_again(store: Store, tmp_path: Path) -> None:
