@@ -25,6 +25,7 @@ from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
 from agent.endpoint import configured_endpoint, page_url, routed_endpoint
 from agent.engine_locks import folders_in_use
+from agent.engine_options import node_options
 from agent.gateway.keys import KeyFile
 from agent.gateway.probe import probe_primary
 from agent.gateway.side import GatewaySide
@@ -47,7 +48,7 @@ from agent.model_events import ModelEvents
 from agent.orders import Orders
 from agent.plan import wanted_models
 from agent.preflight import checked, key_digests
-from agent.prepare import engine_options, preparer_of
+from agent.prepare import preparer_of
 from agent.protocol.messages import Desired as DesiredDocument
 from agent.protocol.messages import HttpLoad
 from agent.reconcile import Reconciler
@@ -147,7 +148,7 @@ class _Node:
         }
         self._served = ServedModels(self._workers, settings.models.aliases, settings.worker.context_tokens)
         self._preparer = preparer_of(settings, store, lambda: known.pinned(store, wanted_models(desired.value)))
-        preparation, options = WithLanguage(self._preparer, self._served), engine_options(settings, store)
+        preparation, options = WithLanguage(self._preparer, self._served), node_options(settings, store)
         accepts_unverified = settings.convert.accept_unverified
         told = self.cameras.told
         self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, accepts_unverified, told)

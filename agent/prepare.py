@@ -13,7 +13,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from agent.build_choice import BuildChoice, Machine, choices, is_like, quick_choice, usable
+from agent.build_choice import BuildChoice, Machine, Provider, choices, is_like, quick_choice, usable
 from agent.build_process import run_build
 from agent.config import ConvertSettings, Settings
 from agent.engine_locks import EngineLocks
@@ -38,19 +38,21 @@ GRACE_S = 10.0  # the converter ends itself at its time limit; this is for one t
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """The same for every build of this machine: the interpreter that has its runtime, threads, niceness, time limit."""
+    """The same for every build of this machine: the interpreter that has its runtime, threads, niceness, time limit, and what ONNX Runtime
+    is to serve with."""
 
     python: Path = Path(sys.executable)
     threads: int = 2
     nice: int = 10
     timeout_s: float = 7200.0
     workspace_share: float = 0.5
+    provider: Provider = "cpu"
 
 
 def build_settings(settings: Settings) -> BuildSettings:
-    convert = settings.convert
-    python = Path(shutil.which(settings.worker.python) or settings.worker.python)
-    return BuildSettings(python, settings.worker.threads or 2, convert.nice, convert.timeout_s, convert.workspace_share)
+    convert, worker = settings.convert, settings.worker
+    python = Path(shutil.which(worker.python) or worker.python)
+    return BuildSettings(python, worker.threads or 2, convert.nice, convert.timeout_s, convert.workspace_share, worker.provider)
 
 
 async def prepare_model(store: Store, settings: BuildSettings, choice: BuildChoice, manifest: Manifest, progress: Progress) -> Built:
@@ -94,6 +96,7 @@ def _request(
         "store": str(store.root),
         "options": {
             "target": choice.target,
+            "provider": choice.provider,
             "precision": choice.precision,
             "calibration": None if choice.calibration is None else str(choice.calibration),
             "accept_unverified": choice.accept_unverified,
@@ -152,7 +155,7 @@ class Preparer:
         quick, refusal = quick_choice(self._convert, wish.build), None
         wanted: tuple[BuildChoice, ...] = ()
         try:
-            wanted = choices(self._convert, wish.build, machine, wish.manifest)
+            wanted = choices(self._convert, wish.build, machine, wish.manifest, provider=self._settings.provider)
         except PreparationFailed as failure:
             refusal = failure
         found = await to_thread.run_sync(self._find, wish, wanted[0] if wanted else quick, machine)
@@ -169,7 +172,7 @@ class Preparer:
 
     async def renew(self, wish: Wish, progress: Progress) -> Built:
         machine = await self._surroundings()
-        wanted = choices(self._convert, wish.build, machine, wish.manifest)
+        wanted = choices(self._convert, wish.build, machine, wish.manifest, provider=self._settings.provider)
         serving = await to_thread.run_sync(read_engine, wish.serving) if wish.serving is not None else None
         is_here = all(self._store.find(file) is not None for file in wish.manifest.files.values())
         if serving is not None and not is_here and not wish.build and is_like(serving.record.key, wanted[0], machine):
@@ -246,10 +249,3 @@ class Preparer:
 def preparer_of(settings: Settings, store: Store, pinned: Callable[[], Collection[str]]) -> Preparer:
     look = partial(look_around, settings.worker.python)
     return Preparer(store, settings.convert, build_settings(settings), look, int(settings.models.budget_gb * GIGABYTE) or None, pinned)
-
-
-def engine_options(settings: Settings, store: Store) -> Mapping[str, object]:
-    """Those of every OpenModel."""
-    worker = settings.worker
-    options = {"provider": worker.provider, "threads": worker.threads, "slots": worker.slots, "context_tokens": worker.context_tokens}
-    return {**options, "cache_folder": str(store.root / "provider")} if worker.provider == "tensorrt" else options

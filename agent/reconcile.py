@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from agent.desired import DesiredState
+from agent.engine_options import engine_options
 from agent.errors import AgentError, WorkerLost
 from agent.patience import CANCELLED, renewal_at_s, retry_at_s
 from agent.plan import Close, Open, Prepare, Renew, Start, Step, Stop, Swap, plan
@@ -49,7 +50,7 @@ PIPELINE_DEADLINE_S = 30.0
 
 
 class Reconciler:
-    """`lookup` finds a manifest, `preparation` makes engines, `engine_options` are those of every OpenModel, `told` is what a pipeline's
+    """`lookup` finds a manifest, `preparation` makes engines, `node_options` are those of every engine, `told` is what a pipeline's
     settings become on their way to the worker.
 
     Each worker is asked for one thing at a time; the workers, and the one build, do not wait for each other.
@@ -61,7 +62,7 @@ class Reconciler:
         lookup: Callable[[str], Manifest],
         preparation: Preparation,
         workers: Mapping[WorkerName, WorkerHandle],
-        engine_options: Mapping[str, Any],
+        node_options: Mapping[str, Any],
         accepts_unverified: bool = False,
         told: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda pipeline, settings: dict(settings),
     ) -> None:
@@ -69,7 +70,7 @@ class Reconciler:
         self._lookup = lookup
         self._preparation = preparation
         self._workers = workers
-        self._engine_options = engine_options
+        self._node_options = node_options
         self._accepts_unverified = accepts_unverified
         self._told = told
         self._models: dict[str, ModelState] = {}
@@ -300,9 +301,8 @@ class Reconciler:
         name, task = wish.manifest.name, wish.manifest.task
         if not is_verified(record) and not (self._accepts_unverified or wish.build.get("accept_unverified")):
             raise NotVerified(name, folder, record)
-        done, _ = await worker.call(
-            OpenModel(0, name, to_mapping(wish.manifest), str(folder), dict(self._engine_options)), deadline_s=OPEN_DEADLINE_S
-        )
+        options = engine_options(self._node_options, record)
+        done, _ = await worker.call(OpenModel(0, name, to_mapping(wish.manifest), str(folder), options), deadline_s=OPEN_DEADLINE_S)
         logger.info("model %s is served by the %s worker from %s", name, WORKER_OF_TASK[task], folder.name)
         return done.result
 

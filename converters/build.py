@@ -99,7 +99,8 @@ def engine_key(request: BuildRequest, store: Store, kind: Kind, place: Place, fi
     """
     blobs = store.blob_path("0").parent
     calibration = calibration_of(request)
-    options = {"l4t": place.l4t, "calibration": "" if calibration is None else calibration_digest(calibration)}
+    provider = {} if place.provider == "cpu" else {"provider": place.provider, "tensorrt": place.tensorrt}
+    options = {**provider, "l4t": place.l4t, "calibration": "" if calibration is None else calibration_digest(calibration)}
     return EngineKey(
         model=request.manifest.name,
         manifest=manifest_digest(request.manifest),

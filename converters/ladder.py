@@ -47,6 +47,7 @@ class Place:
     runtime  `onnxruntime`, `native`, `tensorrt` or `tensorrt_rtx`
     device   `cpu`, or the GPU in the words of an EngineKey; `sm` is 0 without one
     reason   why an engine cannot run here, where it cannot
+    provider what ONNX Runtime computes with; `tensorrt`: the version behind the provider of that name
     """
 
     runtime: str
@@ -56,6 +57,8 @@ class Place:
     l4t: str = ""
     can_run_here: bool = True
     reason: str = ""
+    provider: str = "cpu"
+    tensorrt: str = ""
 
     @property
     def is_tensorrt(self) -> bool:
@@ -79,7 +82,8 @@ def asked_precision(place: Place, task: str, asked: Precision, own: Precision, a
             raise _not_here(f"precision {rung} of the native engine", "ask for fp32, int8 or int4")
         return rung if rung != "auto" else "int8" if activations == "int8" else "fp32"
     if rung == "auto":
-        rung = "fp16" if place.is_tensorrt else "int8" if task == "generation" and activations == "int8" else "fp32"
+        is_gpu = place.is_tensorrt or place.provider != "cpu"
+        rung = "fp16" if is_gpu else "int8" if task == "generation" and activations == "int8" else "fp32"
     if task == "generation" and not place.is_tensorrt and rung not in ("fp32", "int8", "int4"):
         raise _not_here(f"precision {rung} of a decoder on ONNX Runtime", "ask for fp32, int8 or int4")
     if task == "generation" and not place.is_typed and rung in ("int8", "int4"):

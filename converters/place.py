@@ -13,6 +13,7 @@ from converters.ladder import Place
 from converters.native_from_causal_model import compiler_version
 from converters.request import BuildOptions
 from models.engines.native.weights import cpu_identity
+from models.engines.onnx_providers import PROVIDERS
 from models.record import RecordError
 from models.runtimes import Runtimes, parse_runtimes
 
@@ -22,6 +23,8 @@ DEADLINE_S = 60.0
 
 def place_of(options: BuildOptions) -> Place:
     """Raises ConversionError (code `unsupported`) where the target is not to be had."""
+    if options.provider != "cpu":
+        return _provider_place(options)
     if options.target == "onnxruntime":
         return Place("onnxruntime", onnxruntime.__version__)
     if options.target == "native":
@@ -40,6 +43,32 @@ def place_of(options: BuildOptions) -> Place:
         l4t=device.l4t,
         can_run_here=device.kind == "cuda",
         reason=device.reason,
+    )
+
+
+def _provider_place(options: BuildOptions) -> Place:
+    """A provider that uses a GPU: it is the worker's ONNX Runtime that has it, not ours."""
+    if options.target != "onnxruntime":
+        raise ConversionError(f"provider {options.provider!r} is one of ONNX Runtime, the target is {options.target}", "bad_request")
+    runtimes = ask_runtimes(options.python)
+    found, device, wanted = runtimes.onnxruntime, runtimes.device, PROVIDERS[options.provider][0]
+    if found is None or wanted not in found.providers:
+        has = f"has {', '.join(found.providers)}" if found else runtimes.problems.get("onnxruntime", "is not installed")
+        raise ConversionError(
+            f"provider {options.provider!r} needs {wanted}; ONNX Runtime of {options.python} {has}: install onnxruntime-gpu there, "
+            "or set worker.provider to cpu",
+            "unsupported",
+        )
+    return Place(
+        "onnxruntime",
+        found.version,
+        device=device.key,
+        sm=int(device.sm) if device.sm.isdigit() else 0,
+        l4t=device.l4t,
+        can_run_here=device.kind == "cuda",
+        reason=device.reason,
+        provider=options.provider,
+        tensorrt=found.tensorrt if options.provider == "tensorrt" else "",
     )
 
 

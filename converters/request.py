@@ -16,6 +16,7 @@ from models.manifest import Manifest, ManifestError, Precision, manifest_from_ma
 from models.sources import base_name
 
 Target = Literal["onnxruntime", "native", "tensorrt", "tensorrt_rtx"]
+Provider = Literal["cpu", "cuda", "tensorrt"]
 
 MAX_BYTES = 4 << 20
 MAX_THREADS = 64
@@ -33,6 +34,7 @@ class BuildOptions:
     precision          where the ladder begins (see `converters/ladder.py`); `auto`: what the manifest says
     target             the runtime that will open the engine; `native` is code compiled here, for decoders on the CPU; `tensorrt_rtx` is
                        TensorRT for RTX, whose plans no Jetson runs
+    provider           of ONNX Runtime, that will serve: the gate runs on it, so what was proven is what serves
     python             the interpreter that has TensorRT, that of the worker
     calibration        folder of pictures or text file: inputs of the gate, and where int8 ranges come from; None: what the manifest says
     accept_unverified  publish what the gate refused or could not run, marked as such
@@ -44,6 +46,7 @@ class BuildOptions:
 
     precision: Precision = "auto"
     target: Target = "onnxruntime"
+    provider: Provider = "cpu"
     python: Path = Path(sys.executable)
     calibration: Path | None = None
     accept_unverified: bool = False
@@ -178,6 +181,7 @@ def _inputs(value: object, name: str) -> Path | None:
 _OPTIONS: dict[str, Callable[[object, str], object]] = {
     "precision": _one_of(*get_args(Precision)),
     "target": _one_of(*TARGETS),
+    "provider": _one_of(*get_args(Provider)),
     "python": _program,
     "calibration": _inputs,
     "accept_unverified": _flag,

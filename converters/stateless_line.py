@@ -30,6 +30,7 @@ from converters.verify_onnx import open_source, verify_detection, verify_encoder
 from converters.worst_tensor import worst_tensor
 from models.engines import Engine, EngineOptions, open_engine
 from models.manifest import DetectionManifest, GenerationManifest
+from models.store import PROVIDER_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ class StatelessLine:
             return self._plan(step, folder, progress)
         target = folder / "model.onnx"
         self._candidate = target
+        if self._job.place.provider != "cpu":
+            return self._for_provider(step, target, progress)
         if step.precision not in self._roundings:
             progress(0.1, "check and optimise the graph")
             self._write_graph(folder, onnx_from_onnx.ONNXRUNTIME)
@@ -114,8 +117,8 @@ class StatelessLine:
             raise ConversionError("nothing was converted yet", "bad_request")
         source = open_source(self._source, options.threads)
         try:
-            if self._job.place.is_tensorrt:
-                with EngineProcess(options.python, folder, self._manifest.task, EngineOptions()) as process:
+            if self._job.place.is_tensorrt or self._job.place.provider != "cpu":
+                with EngineProcess(options.python, folder, self._manifest.task, self._opened_with(step, folder)) as process:
                     return self._compare(step, source, process, folder)
             result = open_engine(folder, EngineOptions(threads=options.threads))
             try:
@@ -137,10 +140,40 @@ class StatelessLine:
         try:
             if isinstance(self._manifest, DetectionManifest):
                 return verify_detection(self._manifest, *kept, pictures_of(self._calibration))
-            rows = self._manifest.build.batch_max if self._job.place.is_tensorrt else 0
+            has_profiles = self._job.place.is_tensorrt or self._job.place.provider == "tensorrt"
+            rows = self._manifest.build.batch_max if has_profiles else 0
             return verify_encoder(self._manifest, *kept, self._tokenizer, texts_of(self._calibration), step.precision, rows)
         finally:
             self._feeds = kept[0].first, kept[1].first
+
+    def _for_provider(self, step: Step, target: Path, progress: Progress) -> Mapping[str, Any]:
+        """A graph that a provider makes its own engine of: fused operators of ONNX Runtime would fall back to its CPU."""
+        progress(0.1, "check the graph")
+        standard = self._standard_graph(onnx_from_onnx.tensorrt_target("tensorrt", self._job.place.tensorrt))
+        notes: Mapping[str, Any] = {}
+        if step.precision in self._roundings:
+            progress(0.5, f"round to {step.name}")
+            notes = self._round(step, standard, target)
+        else:
+            copy_graph(standard, target.parent)
+        return {**notes, "opened_with": self._provider_options(step, target)}
+
+    def _opened_with(self, step: Step, folder: Path) -> EngineOptions:
+        """As the worker will open it (agent/engine_options.py)."""
+        place, options = self._job.place, self._job.request.options
+        if place.provider == "cpu":
+            return EngineOptions()
+        cache = str(self._job.request.store / PROVIDER_FOLDER) if place.provider == "tensorrt" else ""
+        return EngineOptions(threads=options.threads, cache_folder=cache, **self._provider_options(step, folder / "model.onnx"))
+
+    def _provider_options(self, step: Step, graph: Path) -> dict[str, Any]:
+        """Fields of EngineOptions that are proven together with the graph."""
+        made: dict[str, Any] = {"provider": self._job.place.provider, "precision": step.precision}
+        if self._job.place.provider == "tensorrt":
+            profiles = profiles_of(input_shapes(graph), self._manifest)
+            made["workspace_bytes"] = self._job.workspace_bytes
+            made["profiles"] = {name: tuple(map(tuple, shapes)) for profile in profiles for name, shapes in profile.items()}
+        return made
 
     def _plan(self, step: Step, folder: Path, progress: Progress) -> Mapping[str, Any]:
         place, build, options = self._job.place, self._manifest.build, self._job.request.options
@@ -177,7 +210,7 @@ class StatelessLine:
         recipe = Recipe(
             self._manifest,
             step,
-            not self._job.place.is_tensorrt,
+            not self._job.place.is_tensorrt and self._job.place.provider == "cpu",
             lambda: calibration_inputs(self._manifest, source, self._calibration, self._tokenizer, threads=request.options.threads),
             request.store / "calibration",
             request.options.threads,
@@ -217,6 +250,12 @@ class StatelessLine:
         except ConversionError as error:
             raise BadSource(str(error), error.code, error.verdict) from error
         return folder / "model.onnx"
+
+
+def copy_graph(graph: Path, folder: Path) -> None:
+    """model.onnx with the weights beside it."""
+    for path in graph.parent.glob(f"{graph.name}*"):
+        shutil.copyfile(path, folder / path.name)
 
 
 class _Kept:

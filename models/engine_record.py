@@ -26,7 +26,8 @@ class EngineKey:
     converter  name and version of the converting code, e.g. `onnx_from_gguf/1`: new code builds anew
     runtime    e.g. `onnxruntime` 1.23.0, `tensorrt` 10.3.0
     device     `cpu`, or GPU name and SM, e.g. `Orin/sm_87`: a plan of one GPU does not run on another
-    options    everything else that changes the result: shapes, DLA core, workspace, calibration digest
+    options    everything else that changes the result: `l4t`, `calibration` (a digest), `provider` (of ONNX Runtime, where it is not the
+               CPU's) and `tensorrt` (the version behind that provider)
     """
 
     model: str
@@ -79,6 +80,11 @@ class StoredEngine:
     @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.record.files.values())
+
+
+def proven_provider(key: EngineKey) -> str:
+    """The execution provider of ONNX Runtime that the gate ran an engine on."""
+    return key.options.get("provider", "cpu")
 
 
 def record_bytes(record: EngineRecord) -> bytes:

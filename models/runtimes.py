@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from models.device import Device, probe_device
+from models.engines.onnx_providers import TENSORRT, library_version
 from models.record import RecordError, from_mapping, to_mapping
 
 MAX_BYTES = 1 << 20
@@ -22,10 +23,12 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """`providers` are those compiled in; whether one works shows only when a session is opened."""
+    """`providers` are those compiled in; whether one works shows only when a session is opened. `tensorrt`: version of the TensorRT behind
+    the provider of that name, as far as its library tells."""
 
     version: str
     providers: Tuple[str, ...]
+    tensorrt: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,11 @@ class Runtimes:
     problems: Dict[str, str] = field(default_factory=dict)
 
 
-def find_runtimes(load: Callable[[str], Any] = importlib.import_module, probe: Callable[[], Device] = probe_device) -> Runtimes:
+def find_runtimes(
+    load: Callable[[str], Any] = importlib.import_module,
+    probe: Callable[[], Device] = probe_device,
+    tensorrt_version: Callable[[], str] = library_version,
+) -> Runtimes:
     """Import what is there. Takes a second or two, and hundreds of MB of address space: call it in a process of its own."""
     problems: Dict[str, str] = {}
     found: Dict[str, Any] = {}
@@ -61,11 +68,16 @@ def find_runtimes(load: Callable[[str], Any] = importlib.import_module, probe: C
     return Runtimes(
         python=platform.python_version(),
         device=probe(),
-        onnxruntime=OnnxRuntime(onnx.__version__, tuple(onnx.get_available_providers())) if onnx else None,
+        onnxruntime=_onnxruntime(onnx, tensorrt_version) if onnx else None,
         tensorrt=TensorRT(found["tensorrt"].__version__) if "tensorrt" in found else None,
         tensorrt_rtx=TensorRT(found["tensorrt_rtx"].__version__) if "tensorrt_rtx" in found else None,
         problems=problems,
     )
+
+
+def _onnxruntime(module: Any, tensorrt_version: Callable[[], str]) -> OnnxRuntime:
+    providers = tuple(module.get_available_providers())
+    return OnnxRuntime(module.__version__, providers, tensorrt_version() if TENSORRT in providers else "")
 
 
 def parse_runtimes(output: bytes) -> Runtimes:

@@ -4,6 +4,7 @@
     <root>/sources.json                     source → digest and size: what every fetch yielded, and the digests recorded at first use
     <root>/engines/<model>/<key digest>/    what the converters built, with `engine.json`
     <root>/checked.json                     which files of engines were read and found right (models/checksums.py)
+    <root>/provider/                        engines that providers of ONNX Runtime made of our graphs
     <root>/partial/                         unfinished downloads, to be resumed
     <root>/temporary/                       work in progress; of dead processes removed by `open_store`
     <root>/locks/
@@ -38,6 +39,7 @@ from models.manifest import NAME, ModelFile
 from models.record import RecordError, from_mapping, to_mapping
 
 SPACE_RESERVE_BYTES = 64 << 20
+PROVIDER_FOLDER = "provider"
 SHORT_WAIT_S = 30.0
 
 

@@ -167,7 +167,8 @@ async def _prepare(arguments: argparse.Namespace, settings: Settings, store: Sto
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop_on_signal)
         try:
-            wanted = choices(settings.convert, order, await look_around(settings.worker.python), manifest, arguments.calibration)
+            machine, provider = await look_around(settings.worker.python), settings.worker.provider
+            wanted = choices(settings.convert, order, machine, manifest, arguments.calibration, provider)
             built = await build_first(store, build_settings(settings), wanted, manifest, show)
         except PreparationFailed as error:  # carried out of the task group, which would wrap it
             failure = error

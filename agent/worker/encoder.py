@@ -30,6 +30,11 @@ class OpenEncoder:
         self.engine = engine
         self.sequences = 0
 
+    @property
+    def rows_max(self) -> int:
+        """Sequences of one run: TensorRT has kernels for as many as the manifest says; others take any."""
+        return self.manifest.build.batch_max if self.engine.provider == "tensorrt" else WAITING * STEP_TOKENS
+
     def columns(self) -> int:
         if isinstance(self.manifest, EmbeddingManifest):
             return self.manifest.embedding.dimensions
@@ -48,13 +53,13 @@ class OpenEncoder:
 class Job:
     """One request: its sequences, and the pieces of them that are still to do."""
 
-    def __init__(self, message: Encode, sequences: List[np.ndarray], columns: int) -> None:
+    def __init__(self, message: Encode, sequences: List[np.ndarray], columns: int, rows_max: int) -> None:
         self.message = message
         self.sequences = sequences
         self.ends_at_s = time.monotonic() + message.deadline_s
         self.rows = np.zeros((len(sequences), columns), np.float32)
         self.truncated: List[int] = []
-        self.pieces = pieces([len(tokens) for tokens in sequences])
+        self.pieces = pieces([len(tokens) for tokens in sequences], rows_max)
 
 
 class EncoderService:
@@ -138,7 +143,7 @@ class EncoderService:
                 "invalid", f"the payload has {len(payload)} bytes, not those of {len(message.lengths)} sequences of 1 token or more"
             )
         sequences = np.split(np.frombuffer(payload, "<i4"), np.cumsum(message.lengths)[:-1])
-        self._jobs.append(Job(message, sequences, model.columns()))
+        self._jobs.append(Job(message, sequences, model.columns(), model.rows_max))
 
     def _advance(self, job: Job) -> Optional[Failed]:
         if time.monotonic() > job.ends_at_s:
@@ -158,12 +163,13 @@ class EncoderService:
             self._emit(Failed(job.message.request, "cancelled", why))
 
 
-def pieces(lengths: Sequence[int], step_tokens: int = STEP_TOKENS) -> Deque[Tuple[int, ...]]:
-    """Indices of sequences in groups of similar length, rows · longest row at most `step_tokens` unless one alone is longer."""
+def pieces(lengths: Sequence[int], rows_max: int, step_tokens: int = STEP_TOKENS) -> Deque[Tuple[int, ...]]:
+    """Indices of at most `rows_max` sequences in groups of similar length, rows · longest row at most `step_tokens` unless one alone is
+    longer."""
     groups: Deque[Tuple[int, ...]] = deque()
     group: List[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if group and (len(group) + 1) * lengths[index] > step_tokens:
+        if group and (len(group) == rows_max or (len(group) + 1) * lengths[index] > step_tokens):
             groups.append(tuple(group))
             group = []
         group.append(index)

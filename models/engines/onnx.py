@@ -6,6 +6,7 @@ Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperato
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import onnxruntime
 
 from models.device import Device, probe_device
-from models.engine_record import read_engine
+from models.durable import sha256_of
+from models.engine_record import proven_provider, read_record
 from models.engines import EngineError, EngineOptions, SlotTokens, TensorSpec
 from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
@@ -216,6 +218,10 @@ def _open_session(path: Path, options: EngineOptions) -> Any:
         raise EngineError(f"{path}: {refusal}")
     if not path.is_file():
         raise EngineError(f"{path} does not exist; convert the model first")
+    record = read_record(path.parent)
+    if record is not None and record.key.runtime == "onnxruntime" and proven_provider(record.key) != options.provider:
+        proven = proven_provider(record.key)
+        raise EngineError(f"{path} was proven on provider {proven!r}, not on {options.provider!r}; convert the model again for that one")
     wanted = PROVIDERS[options.provider]
     present = onnxruntime.get_available_providers()
     if wanted[0] not in present:
@@ -244,13 +250,22 @@ def _providers(path: Path, options: EngineOptions) -> ProviderOptions:
     device = probe_device()
     if device.kind != "cuda":
         raise EngineError(f"{path}: provider {options.provider!r} needs an NVIDIA GPU and its driver: {device.reason}")
-    stored = read_engine(path.parent)
-    # Of a published engine the key; of another model the graph, whose weights may lie in a file beside it.
-    model = stored.record.key.digest() if stored else hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    model = _digest(path, options)
     version = library_version()
     if options.provider == "tensorrt" and options.cache_folder:
         cache_folder(options, model, device, version).mkdir(parents=True, exist_ok=True)
     return provider_options(options, model, device, version)
+
+
+def _digest(path: Path, options: EngineOptions) -> str:
+    """Of all that a provider's own engine is made from: the same before publishing as after, so what was proven is what serves."""
+    record = read_record(path.parent)
+    files = {file.name: "" for file in path.parent.glob(f"{ARTEFACT}*")}
+    for name in files:
+        known = record.files.get(name) if record is not None else None
+        files[name] = known.sha256 if known is not None else sha256_of(path.parent / name)
+    text = json.dumps([sorted(files.items()), sorted(options.profiles.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _check_decoder(session: Any, facts: DecoderFacts, folder: Path) -> None:

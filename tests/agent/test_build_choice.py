@@ -139,3 +139,38 @@ def test_the_newest_of_equals_comes_first() -> None:
     older, newer = engine("onnxruntime", "1.19.0"), engine("onnxruntime", "1.22.0")
     assert fit([older, newer]) == [newer, older]
     assert fit([newer, engine("onnxruntime", "1.23.0")], choice=BuildChoice("onnxruntime"))[0].record.key.runtime_version == "1.23.0"
+
+
+TENSORRT_PROVIDER = OnnxRuntime("1.23.0", ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"), "10.3.0")
+ORIN_PROVIDERS = Machine(Runtimes("3.10.12", ORIN, TENSORRT_PROVIDER))
+PROVEN_THERE = {"provider": "tensorrt", "tensorrt": "10.3.0", "l4t": "36.4.3"}
+
+
+def proven(options: dict[str, str]) -> StoredEngine:
+    made = engine("onnxruntime", "1.23.0")
+    key = replace(made.record.key, device=ORIN.key if options else "cpu", options=options)
+    return replace(made, record=replace(made.record, key=key))
+
+
+def test_what_serves_is_built_for_the_provider_that_will_serve_it() -> None:
+    (choice,) = choices(AUTO, {}, ORIN_PROVIDERS, EYES, provider="tensorrt")
+    assert (choice.target, choice.provider, choice.is_slow) == ("onnxruntime", "tensorrt", True)
+    (text,) = choices(AUTO, {}, ORIN_PROVIDERS, CHAT, provider="tensorrt")
+    assert text.provider == "cpu", "ONNX Runtime generates on its CPU only"
+    (plan,) = choices(AUTO, {}, ORIN_10_3, EYES, provider="tensorrt")
+    assert (plan.target, plan.provider) == ("tensorrt", "cpu"), "a plan of our own needs no provider"
+    with pytest.raises(PreparationFailed, match=r"worker\.provider is cuda, but ONNX Runtime of worker\.python has only CPUExecution"):
+        choices(AUTO, {}, machine(ORIN), EYES, provider="cuda")
+
+
+def test_an_engine_of_one_provider_is_none_of_another() -> None:
+    there, here = proven(PROVEN_THERE), proven({})
+    wanted = BuildChoice(provider="tensorrt")
+    assert is_like(there.record.key, wanted, ORIN_PROVIDERS)
+    assert not is_like(here.record.key, wanted, ORIN_PROVIDERS)
+    assert not is_like(there.record.key, BuildChoice(), ORIN_PROVIDERS)
+    assert fit([here, there], ORIN_PROVIDERS, wanted) == [there, here], "the CPU serves until the wanted one is there"
+    upgraded = Machine(replace(ORIN_PROVIDERS.runtimes, onnxruntime=replace(TENSORRT_PROVIDER, tensorrt="10.7.0")))
+    assert not opens_here(there.record.key, upgraded)
+    assert not opens_here(there.record.key, Machine())
+    assert opens_here(here.record.key, upgraded)

@@ -9,6 +9,7 @@ import pytest
 
 from models import checksums
 from models.checksums import MEMORY_NAME, damage_of, whole_engine
+from models.durable import sha256_of
 from models.engine_record import EngineKey
 from models.store import Store, open_store
 
@@ -24,7 +25,7 @@ def store(tmp_path: Path) -> Store:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were read, in turn."""
     names: list[str] = []
-    real = checksums.sha256_of
+    real = sha256_of
 
     def counted(path: Path) -> str:
         names.append(path.name)

@@ -113,8 +113,9 @@ def test_refusals(tmp_path: Path) -> None:
     assert not any(isinstance(report, Failed) for report, _ in served.reports)
 
 
-@given(st.lists(st.integers(1, 600), max_size=80), st.integers(1, 1024))
-def test_pieces_hold_every_sequence_once_and_stay_small(lengths: list[int], step_tokens: int) -> None:
-    groups = pieces(lengths, step_tokens)
+@given(st.lists(st.integers(1, 600), max_size=80), st.integers(1, 8), st.integers(1, 1024))
+def test_pieces_hold_every_sequence_once_and_stay_small(lengths: list[int], rows_max: int, step_tokens: int) -> None:
+    groups = pieces(lengths, rows_max, step_tokens)
+    assert max(map(len, groups), default=0) <= rows_max
     assert sorted(chain(*groups)) == list(range(len(lengths)))
     assert all(len(group) == 1 or len(group) * max(lengths[index] for index in group) <= step_tokens for group in groups)
