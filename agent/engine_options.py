@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.config import Settings
@@ -25,7 +25,7 @@ def node_options(settings: Settings, store: Store) -> Mapping[str, Any]:
 def engine_options(node: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Those of one engine. The provider is never that of the configuration but the one the gate ran on (`opened_with` of its verdict):
     another one would serve other kernels, which nobody has compared with the model."""
-    attempts = record.get("verdict", {}).get("attempts") or ({},)
+    attempts: Sequence[Mapping[str, Any]] = record.get("verdict", {}).get("attempts") or ({},)
     proven = attempts[-1].get("notes", {}).get("opened_with", {})
     options = {**node, **{name: proven[name] for name in PROVEN if name in proven}}
     if options.get("provider") != "tensorrt":

@@ -22,6 +22,7 @@ from models.engines import EngineError, EngineOptions, SlotTokens, TensorSpec
 from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
 from models.engines.free_memory import available_bytes, memory_refusal
+from models.engines.onnx_binding import Bindings
 from models.engines.onnx_providers import PROVIDERS, ProviderOptions, cache_folder, library_version, provider_options, refusal_of
 from models.engines.tensors import check_inputs
 
@@ -83,6 +84,8 @@ class OnnxEngine:
         self.provider = provider
         self._artefact = artefact
         self._session: Optional[Any] = session
+        # On a CPU `session.run` reads the arrays where they lie, and a copy of them gains nothing (docs/proven.md).
+        self._bindings = None if provider == "cpu" else Bindings(session, self.inputs, self.outputs, "cuda")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         if self._session is None:
@@ -90,12 +93,12 @@ class OnnxEngine:
         checked = check_inputs(self.inputs, inputs, self._artefact)
         names = [spec.name for spec in self.outputs]
         try:
-            return dict(zip(names, self._session.run(names, checked)))
+            return self._bindings.run(checked) if self._bindings is not None else dict(zip(names, self._session.run(names, checked)))
         except Exception as error:  # ONNX Runtime's exceptions share no parent
             raise EngineError(f"{self._artefact} failed to run: {error}") from error
 
     def close(self) -> None:
-        self._session = None
+        self._bindings = self._session = None
 
 
 class OnnxGenerationEngine:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from agent.config import Settings
 from agent.engine_options import engine_options, node_options
@@ -24,6 +25,7 @@ def test_an_engine_is_opened_as_it_was_proven(tmp_path: Path) -> None:
 def test_what_was_proven_on_the_cpu_is_opened_there_whatever_the_configuration_says(tmp_path: Path) -> None:
     settings = Settings.model_validate({"worker": {"provider": "cuda"}})
     node = node_options(settings, open_store(tmp_path))
-    for record in ({}, {"verdict": {}}, {"verdict": {"attempts": []}}, {"verdict": {"attempts": [{"notes": {}}]}}):
-        options = from_mapping(EngineOptions, engine_options(node, record))
+    verdicts: list[dict[str, Any]] = [{}, {"attempts": []}, {"attempts": [{"notes": {}}]}]
+    for verdict in verdicts:
+        options = from_mapping(EngineOptions, engine_options(node, {"verdict": verdict}))
         assert (options.provider, options.cache_folder) == ("cpu", "")

@@ -49,6 +49,8 @@ class Session(onnxruntime.InferenceSession):
 
 
 onnxruntime.InferenceSession = Session
+in_memory_of = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+onnxruntime.OrtValue.ortvalue_from_shape_and_type = lambda shape, kind, device, number: in_memory_of(shape, kind, "cpu", number)
 """
 
 Ask = Callable[..., BuildRequest]
