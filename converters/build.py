@@ -199,7 +199,7 @@ def _attempt(line: Line, place: Place, step: Step, folder: Path, begin: float, e
     reason = found.reason if worst is None else f"{found.reason}; first at {worst.name} ({worst.operator})"
     seconds = round(time.monotonic() - start, 3)
     status: Status = "passed" if found.passed else "failed"
-    return Attempt(step.name, status, reason, found.figures, found.tolerance, found.inputs, seconds, worst, notes)
+    return Attempt(step.name, status, reason, found.figures, found.tolerance, found.inputs, seconds, worst, notes, found.own_inputs)
 
 
 def _refuse_or_accept(request: BuildRequest, verdict: Verdict) -> None:

@@ -21,6 +21,7 @@ from converters.decoder_profiles import decoder_profiles
 from converters.decoder_source import DecoderSource
 from converters.engine_process import GenerationProcess
 from converters.errors import ConversionError
+from converters.gate_inputs import calibration_of, texts_of
 from converters.ladder import Place, Rung, Step
 from converters.line import Job
 from converters.lora import Adapter, MergedSource, adapter_files, read_adapter
@@ -60,6 +61,7 @@ class DecoderLine:
             self._model = dataclasses.replace(self._model, source=source)
         self._adapters = [read_adapter(files, self._model.source) for files in kept]
         self._candidate: Path | None = None
+        self._own = texts_of(calibration_of(job.request))
 
     def convert(self, step: Step, folder: Path, progress: Progress) -> Mapping[str, Any]:
         notes: Mapping[str, Any] = {}
@@ -79,7 +81,7 @@ class DecoderLine:
             form = onnxruntime_form(step)
             activations = form.activations if is_exact else "int8"
             return verify_generation(
-                self._model.source, decoder, folder, activations, self._facts.mean_kl, request.options.threads, progress
+                self._model.source, decoder, folder, activations, self._facts.mean_kl, request.options.threads, progress, self._own
             )
         options = EngineOptions(
             threads=request.options.threads, slots=1, context_tokens=min(self._facts.context_tokens, decoder.context_tokens)
@@ -116,7 +118,7 @@ class DecoderLine:
         for number, (name, source) in enumerate(variants):
             opened = partial(_as_it_is, EngineSession(engine, number))
             decoder, tolerance = self._model.decoder, self._facts.mean_kl
-            compared = compare_generation(source, decoder, folder, opened, tolerance, is_exact, progress)
+            compared = compare_generation(source, decoder, folder, opened, tolerance, is_exact, progress, self._own)
             if not compared.passed:
                 return dataclasses.replace(compared, reason=f"adapter {name}: {compared.reason}" if name else compared.reason)
             found.append(compared)

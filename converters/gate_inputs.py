@@ -1,8 +1,9 @@
-"""What goes through reference and engine: the operator's own pictures or texts, else made-up ones, always the same."""
+"""What goes through reference and engine: the operator's own pictures or texts, made-up ones up to sixteen, always the same."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,6 +106,11 @@ def made_up_pictures(count: int = INPUTS, seed: int = 0) -> list[NDArray[np.uint
     rng = np.random.default_rng(seed)
     belt = Conveyor(seed=5 + seed)
     return [belt.frame(3.7 * index) if index % 2 else _rectangles(rng) for index in range(count)]
+
+
+def topped_up(own: Sequence[Item], made_up: Sequence[Item], count: int = INPUTS) -> list[Item]:
+    """One picture of a site proves little: what is missing of `count` comes from the made-up ones."""
+    return [*own, *made_up[: max(0, count - len(own))]]
 
 
 def _rectangles(rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from converters.beside import copy_beside
 from converters.decoder_graph import Progress
 from converters.decoder_line import read_model, with_bits
 from converters.errors import ConversionError, unsupported
+from converters.gate_inputs import calibration_of, texts_of
 from converters.ladder import Step
 from converters.line import Job
 from converters.lora import adapter_files
@@ -52,7 +53,8 @@ class NativeLine:
             raise ConversionError(f"{folder} holds no native engine", "internal")
         try:
             opened = _Session(engine)
-            return compare_generation(self._model.source, decoder, folder, lambda _: opened, self._facts.mean_kl, False, progress)
+            own, tolerance = texts_of(calibration_of(self._job.request)), self._facts.mean_kl
+            return compare_generation(self._model.source, decoder, folder, lambda _: opened, tolerance, False, progress, own)
         finally:
             engine.close()
 

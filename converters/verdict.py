@@ -30,6 +30,7 @@ class Comparison:
                max_relative_error; detection: matched_boxes (share), compared_boxes, p95_, p99_ and max_score_delta
     tolerance  the limits that decided, each named after its figure
     reason     why it did not pass; empty when it did
+    own_inputs how many of the inputs were the operator's; the others were made up
     """
 
     figures: Mapping[str, float]
@@ -37,6 +38,7 @@ class Comparison:
     inputs: int
     seconds: float
     reason: str = ""
+    own_inputs: int = 0
 
     @property
     def passed(self) -> bool:
@@ -70,6 +72,7 @@ class Attempt:
     seconds: float
     worst: WorstTensor | None = None
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own_inputs: int = 0
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from models.engines.free_memory import available_bytes
 # With float32 activations the graph computes the same sums in another order; more than this is a defect of the graph, not rounding.
 FLOAT32_MEAN_KL = 1e-5
 GREEDY_TOKENS = 32
+# Of each text of the operator: the reference computes a few hundred tokens a second.
+OWN_TOKENS = 256
 # Where the reference holds two tokens this close, the order of a sum decides which comes first.
 TIE = 1e-3
 
@@ -78,14 +80,21 @@ class Stepping(Protocol):
 
 
 def verify_generation(
-    gguf: DecoderSource, decoder: Decoder, folder: Path, activations: Activations, mean_kl: float, threads: int, progress: Progress
+    gguf: DecoderSource,
+    decoder: Decoder,
+    folder: Path,
+    activations: Activations,
+    mean_kl: float,
+    threads: int,
+    progress: Progress,
+    own: Sequence[str] = (),
 ) -> Comparison:
     """Compare a folder of ONNX Runtime: float32 activations must agree token by token, int8 ones within `mean_kl`."""
 
     def opened(capacity: int) -> Session:
         return DecoderSession(folder, decoder, capacity=capacity, threads=threads)
 
-    return compare_generation(gguf, decoder, folder, opened, mean_kl, activations == "float32", progress)
+    return compare_generation(gguf, decoder, folder, opened, mean_kl, activations == "float32", progress, own)
 
 
 def compare_generation(
@@ -96,8 +105,10 @@ def compare_generation(
     mean_kl: float,
     is_exact: bool,
     progress: Progress,
+    own: Sequence[str] = (),
 ) -> Comparison:
     """Compare all positions of some texts, and greedy answers to three prompts. `opened`: the engine, for so many tokens of one sequence.
+    `own`: texts of the operator, of which the first OWN_TOKENS tokens count.
 
     `is_exact`: it computes in float32 with the weights as they are.
     """
@@ -108,8 +119,9 @@ def compare_generation(
     def encoded(texts: Sequence[str]) -> list[list[int]]:
         return [[min(token, decoder.vocabulary - 1) for token in tokenizer.encode(text).ids[:longest]] for text in texts]
 
-    texts, prompts = encoded((TEXT, *SENTENCES)), encoded(PROMPTS)
-    texts = [text for text in texts if len(text) > 1]
+    made_up, prompts = encoded((TEXT, *SENTENCES)), encoded(PROMPTS)
+    given = [text[:OWN_TOKENS] for text in encoded(own) if len(text) > 1]
+    texts = [*given, *(text for text in made_up if len(text) > 1)]
     capacity = max(map(len, (*texts, *prompts))) + GREEDY_TOKENS
     session = opened(capacity)
     reference = ReferenceDecoder(gguf, decoder, holds_weights=_fits(gguf))
@@ -130,7 +142,7 @@ def compare_generation(
     if is_exact:
         tolerance = {"mean_kl": min(mean_kl, FLOAT32_MEAN_KL), "greedy_agreement": 1.0}
     reason = decide(figures, tolerance)
-    return Comparison(figures, tolerance, len(texts) + len(prompts), round(time.monotonic() - start, 3), reason)
+    return Comparison(figures, tolerance, len(texts) + len(prompts), round(time.monotonic() - start, 3), reason, len(given))
 
 
 def _compare(pairs: Iterable[tuple[Float, Float]], texts: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from converters.gate_inputs import SENTENCES, made_up_pictures
+from converters.gate_inputs import SENTENCES, made_up_pictures, topped_up
 from converters.ladder import Rung
 from converters.verdict import MAX_RELATIVE_ERROR, Comparison, decide
 from models.engines import Engine, EngineError
@@ -52,12 +52,13 @@ def verify_encoder(
     precision: Rung = "fp32",
     rows: int = 0,
 ) -> Comparison:
-    """Compare vectors (cosine) or classes of `texts`, else of some sentences, or of random tokens where there is no tokenizer.
+    """Compare vectors (cosine) or classes of `texts` and of as many sentences as make sixteen, or of random tokens where there is no
+    tokenizer.
 
     `rows`: most sequences of one call of the engines; 0: all. Raises EngineError.
     """
     start = time.monotonic()
-    sequences = _sequences(tokenizer, texts or SENTENCES)
+    sequences, own = _sequences(tokenizer, texts)
     reference, candidate = Watched(source), Watched(result)
     expected, found = (_outputs(manifest, engine, sequences, rows) for engine in (reference, candidate))
     figures, tolerance = (
@@ -66,7 +67,7 @@ def verify_encoder(
     if precision in MAX_RELATIVE_ERROR:
         tolerance["max_relative_error"] = MAX_RELATIVE_ERROR[precision]
     reason = candidate.reason(reference) or decide(figures, tolerance)
-    return Comparison(figures, tolerance, len(sequences), round(time.monotonic() - start, 3), reason)
+    return Comparison(figures, tolerance, len(sequences), round(time.monotonic() - start, 3), reason, own)
 
 
 def _outputs(
@@ -79,11 +80,11 @@ def _outputs(
 
 
 def verify_detection(manifest: DetectionManifest, source: Engine, result: Engine, pictures: Sequence[NDArray[np.uint8]] = ()) -> Comparison:
-    """Compare the best boxes of `pictures` (uint8 [height, width, 3], BGR), or of made-up ones. Raises EngineError."""
+    """Compare the best boxes of `pictures` (uint8 [height, width, 3], BGR) and made-up ones up to sixteen. Raises EngineError."""
     from models.tasks.detection import Detection, Detector  # brings OpenCV, which text needs not
 
     start = time.monotonic()
-    pictures = list(pictures) or made_up_pictures()
+    own, pictures = len(pictures), topped_up(pictures, made_up_pictures())
     reference, candidate = Watched(source), Watched(result)
     one, other = Detector(reference, manifest), Detector(candidate, manifest)
     pairs: list[tuple[Detection, Detection | None]] = []
@@ -106,7 +107,7 @@ def verify_detection(manifest: DetectionManifest, source: Engine, result: Engine
     limits = {_delta_name(percent): times * manifest.detection.max_score_delta for percent, times in SCORE_LIMITS.items()}
     tolerance = {"matched_boxes": MIN_MATCHED, **limits}
     reason = candidate.reason(reference) or decide(figures, tolerance)
-    return Comparison(figures, tolerance, len(pictures), round(time.monotonic() - start, 3), reason)
+    return Comparison(figures, tolerance, len(pictures), round(time.monotonic() - start, 3), reason, own)
 
 
 def _delta_name(percent: int) -> str:
@@ -189,12 +190,14 @@ def overlap(one: Any, other: Any) -> float:
     return float(common / union) if union > 0 else 0.0
 
 
-def _sequences(tokenizer: Path | None, texts: Sequence[str]) -> list[list[int]]:
+def _sequences(tokenizer: Path | None, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+    """Tokens of the operator's `texts` and of made-up ones, and how many of them are the operator's."""
     if tokenizer is not None:
         encode = Tokenizer.from_file(str(tokenizer)).encode
-        return [ids for ids in (list(encode(text).ids) for text in texts) if ids]
+        own, sentences = ([ids for ids in (list(encode(text).ids) for text in each) if ids] for each in (texts, SENTENCES))
+        return topped_up(own, sentences) if own else sentences, len(own)
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 100, length).tolist() for length in (3, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 40, 48)]
+    return [rng.integers(0, 100, length).tolist() for length in (3, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 40, 48)], 0
 
 
 def _open(path: Path, threads: int, level: object) -> OnnxEngine:

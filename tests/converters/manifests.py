@@ -21,6 +21,10 @@ def embedding(**facts: Any) -> dict[str, Any]:
     return _manifest("embedding", "onnx", {"dimensions": 8, "max_tokens": 64, **facts}, "tiny.onnx")
 
 
+def classification(**facts: Any) -> dict[str, Any]:
+    return _manifest("classification", "onnx", {"labels": ["a", "b", "c"], "max_tokens": 64, **facts}, "tiny.onnx")
+
+
 def detection_manifest(**facts: Any) -> DetectionManifest:
     manifest = manifest_from_mapping(detection(**facts))
     assert isinstance(manifest, DetectionManifest)

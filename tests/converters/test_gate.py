@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -117,6 +118,13 @@ def test_a_planted_fault_is_named_and_the_next_step_is_published(tmp_path: Path,
     else:
         assert worst["relative_error"] > 0.02
         assert "/decoder.0/norms.0/" in worst["name"]
+
+
+def test_one_picture_of_a_site_is_topped_up_with_made_up_ones(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    cv2.imwrite(str(tmp_path / "site" / "one.png"), np.full((40, 60, 3), 90, np.uint8))
+    verdict = run(tmp_path / "store", KINDS["onnx", "detection"], calibration=str(tmp_path / "site")).engine.record.verdict
+    assert (verdict["passed"], verdict["inputs"], verdict["own_inputs"]) == (True, 16, 1)
 
 
 def test_without_a_step_that_passes_nothing_is_published(tmp_path: Path) -> None:

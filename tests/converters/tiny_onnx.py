@@ -54,6 +54,33 @@ def encoder() -> Any:
     )
 
 
+def text_network(output: str, columns: int) -> Any:
+    """input_ids [N,T] → `logits` [N,columns] of the mean of a normalised and transformed table's rows, or, before it is taken,
+    `last_hidden_state` [N,T,columns]."""
+    rng, width = np.random.default_rng(6), 32
+    weights = {
+        "table": rng.standard_normal((128, width)).astype(np.float32),
+        "rows": np.array(128, np.int64),
+        "norm.weight": (1 + 0.2 * rng.standard_normal(width)).astype(np.float32),
+        "norm.bias": (0.2 * rng.standard_normal(width)).astype(np.float32),
+        "up": (0.3 * rng.standard_normal((width, width))).astype(np.float32),
+        "head": rng.standard_normal((width, columns)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Mod", ["input_ids", "rows"], ["row"]),
+        helper.make_node("Gather", ["table", "row"], ["embedded"]),
+        helper.make_node("LayerNormalization", ["embedded", "norm.weight", "norm.bias"], ["normed"], axis=-1),
+        helper.make_node("MatMul", ["normed", "up"], ["raised"]),
+        helper.make_node("Tanh", ["raised"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "head"], ["last_hidden_state"]),
+    ]
+    shape: list[Any] = ["N", "T", columns]
+    if output == "logits":
+        nodes.append(helper.make_node("ReduceMean", ["last_hidden_state"], ["logits"], axes=[1], keepdims=0))
+        shape = ["N", columns]
+    return model(nodes, {"input_ids": (TensorProto.INT64, ["N", "T"])}, {output: (TensorProto.FLOAT, shape)}, weights)
+
+
 def model(
     nodes: list[Any], inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, tuple[int, list[Any]]], weights: dict[str, Any]
 ) -> Any:
