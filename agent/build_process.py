@@ -26,10 +26,11 @@ MAX_LINE_BYTES = 4 << 20
 TERMINATE_S = 1.0  # time to clean up; then it is killed, and what it leaves is swept
 KILL_S = 5.0
 LOG_LINES_KEPT = 20
+MESSAGE_CHARACTERS = 200
 
 
 async def run_build(request: Mapping[str, Any], progress: Progress, deadline_s: float) -> Mapping[str, Any]:
-    """The `result` of a build, told `progress` (phase, share of the build) on the way. Raises PreparationFailed.
+    """The `result` of a build, told `progress` on the way. Raises PreparationFailed.
 
     Cancelled, it is sent SIGTERM, so that it cleans up, and killed with all its children after TERMINATE_S.
     """
@@ -84,7 +85,7 @@ async def _follow(process: Process, progress: Progress) -> dict[str, Any]:
             line = json.loads(await lines.receive_until(b"\n", MAX_LINE_BYTES))
             if "phase" not in line:
                 return dict(line)
-            progress(str(line["phase"]), min(1.0, max(0.0, float(line["fraction"]))))
+            progress(str(line["phase"]), min(1.0, max(0.0, float(line["fraction"]))), str(line.get("message", ""))[:MESSAGE_CHARACTERS])
     return {}
 
 

@@ -38,8 +38,8 @@ def reported(state: ModelState) -> str:
 
 def build_view(state: ModelState, renewal: Renewal | None) -> BuildView | None:
     match state, renewal:
-        case (Preparing(phase=phase, fraction=fraction), _) | (_, Renewing(phase=phase, fraction=fraction)):
-            return BuildView("building", phase, round(fraction, 3))
+        case (Preparing() as build, _) | (_, Renewing() as build):
+            return BuildView("building", build.phase, round(build.fraction, 3), build.message)
         case (_, Renewed()):
             return BuildView("waiting", "waits for its worker")
         case (Broken(message=message, attempts=attempts), _) | (_, NotRenewed(message=message, attempts=attempts)):

@@ -27,6 +27,7 @@ from models.catalog import CatalogError
 from models.manifest import Manifest, manifest_digest
 
 PROGRESS_EVERY_S = 1.0
+STEP_CHARACTERS = 128
 PIPELINES_MAX = 64  # as many as a desired document may have
 
 
@@ -170,9 +171,9 @@ class Orders:
             actual = self._reconciler.actual
             state, renewal = actual.models.get(model), actual.renewals.get(model)
             if isinstance(state, Preparing):
-                await progress(state.fraction, state.phase)
+                await progress(state.fraction, _step(state))
             elif isinstance(renewal, Renewing):
-                await progress(renewal.fraction, renewal.phase)
+                await progress(renewal.fraction, _step(renewal))
             elif isinstance(state, Prepared):
                 await progress(None, "waits for its worker")
             await anyio.sleep(PROGRESS_EVERY_S)
@@ -199,6 +200,11 @@ class Orders:
 
 def _digest(manifest: Manifest) -> str:
     return f"sha256:{manifest_digest(manifest)}"
+
+
+def _step(build: Preparing | Renewing) -> str:
+    """The phase, and what goes on in it, in the length that a result's step may have."""
+    return (f"{build.phase}: {build.message}" if build.message else build.phase)[:STEP_CHARACTERS]
 
 
 def _build(args: ModelDeployArgs) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,11 @@ from typing import Any, Protocol
 from agent.errors import AgentError
 from models.manifest import Manifest
 
-Progress = Callable[[str, float], None]
+
+class Progress(Protocol):
+    """Told the phase, the share of the whole that is done, and in words what goes on (TensorRT's own phase, seconds, memory)."""
+
+    def __call__(self, phase: str, fraction: float, message: str = "") -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,11 +60,11 @@ async def prepare_model(store: Store, settings: BuildSettings, choice: BuildChoi
     is_here = all(store.find(file) is not None for file in manifest.files.values())
     share = 0.0 if is_here else FETCH_SHARE
 
-    def fetching(phase: str, fraction: float) -> None:
-        progress(phase, share * fraction)
+    def fetching(phase: str, fraction: float, message: str = "") -> None:
+        progress(phase, share * fraction, message)
 
-    def building(phase: str, fraction: float) -> None:
-        progress(phase, share + (1 - share) * fraction)
+    def building(phase: str, fraction: float, message: str = "") -> None:
+        progress(phase, share + (1 - share) * fraction, message)
 
     try:
         sources = await fetch_all(store, manifest, fetching)

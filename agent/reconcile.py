@@ -209,8 +209,8 @@ class Reconciler:
             self.wake()
 
     async def _prepare(self, model: str) -> None:
-        def progress(phase: str, fraction: float) -> None:
-            self._set(model, Preparing(phase, fraction))
+        def progress(phase: str, fraction: float, message: str = "") -> None:
+            self._set(model, Preparing(phase, fraction, message))
 
         built = await self._make(model, self._preparation.prepare, self._wishes, progress)
         if isinstance(built, Built):
@@ -221,8 +221,8 @@ class Reconciler:
         self.wake()
 
     async def _renew(self, model: str) -> None:
-        def progress(phase: str, fraction: float) -> None:
-            self._set_renewal(model, Renewing(phase, fraction))
+        def progress(phase: str, fraction: float, message: str = "") -> None:
+            self._set_renewal(model, Renewing(phase, fraction, message))
 
         built = await self._make(model, self._preparation.renew, self._coming, progress)
         state = self._models.get(model)

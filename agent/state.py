@@ -38,10 +38,11 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Being fetched, converted and verified."""
+    """Being fetched, converted and verified. `message`: what goes on within the phase, for people."""
 
     phase: str = "queued"
     fraction: float = 0.0
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,11 @@ ModelState = Absent | Preparing | Prepared | Serving | Broken
 
 @dataclass(frozen=True, slots=True)
 class Renewing:
-    """The engine that is wanted now is looked for or built, while another one serves."""
+    """The engine that is wanted now is looked for or built, while another one serves. `message` as in Preparing."""
 
     phase: str = "queued"
     fraction: float = 0.0
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from agent.protocol.operations import BuildPrecision, Target
@@ -127,8 +128,8 @@ def _convert(arguments: argparse.Namespace, settings: Settings, store: Store, po
         with Progress(*columns, console=errors) as progress:
             bar = progress.add_task(manifest.name, total=1.0, phase="")
 
-            def show(phase: str, fraction: float) -> None:
-                progress.update(bar, completed=fraction, phase=phase)
+            def show(phase: str, fraction: float, message: str = "") -> None:
+                progress.update(bar, completed=fraction, phase=escape(f"{phase}: {message}" if message else phase))
 
             built = anyio.run(_prepare, arguments, settings, store, manifest, show)
             if built is not None:

@@ -74,7 +74,7 @@ def engine_of(name: str | None) -> tuple[DetectionManifest, Path]:
         names = ", ".join(sorted(each.name for each in load_catalog().manifests.values() if each.task == "detection"))
         raise DetectError(f"{manifest.name} is a model for {manifest.task}; for detection there are {names}")
     settings = BuildSettings(threads=THREADS, timeout_s=BUILD_S)
-    built = anyio.run(prepare_model, store, settings, BuildChoice(), manifest, lambda phase, fraction: None)
+    built = anyio.run(prepare_model, store, settings, BuildChoice(), manifest, lambda phase, fraction, message="": None)
     return manifest, built.folder
 
 

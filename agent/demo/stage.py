@@ -186,9 +186,9 @@ async def _wait_until_serving(stage: Layout, wanted: set[str], console: Console)
                 except (httpx.HTTPError, ValueError) as error:
                     raise ProgramError(f"the node at {stage.node_url} is gone ({error}); see {stage.folder}/log/node.log") from error
                 for model in node["models"]:
-                    name, figures = model["name"], model["figures"]
-                    if model["status"] == "failed" and figures.get("attempts", 0) >= ATTEMPTS:
-                        raise ProgramError(f"{name} cannot be made ready: {figures.get('message')}\nsee {stage.folder}/log/node.log")
+                    name, build = model["name"], model.get("build") or {}
+                    if model["status"] == "failed" and build.get("attempts", 0) >= ATTEMPTS:
+                        raise ProgramError(f"{name} cannot be made ready: {build.get('message')}\nsee {stage.folder}/log/node.log")
                     if name not in bars:
                         bars[name] = progress.add_task(name, total=1.0, phase="")
                     _show(progress, bars[name], model)
@@ -199,9 +199,10 @@ async def _wait_until_serving(stage: Layout, wanted: set[str], console: Console)
 
 
 def _show(progress: Progress, bar: TaskID, model: Mapping[str, Any]) -> None:
-    status = str(model["status"])
-    fraction = 1.0 if status == "serving" else float(model["figures"].get("progress", 0.0))
-    progress.update(bar, completed=fraction, phase=str(model["figures"].get("phase", "")) or status)
+    status, build = str(model["status"]), model.get("build") or {}
+    fraction = 1.0 if status == "serving" else float(build.get("progress") or 0.0)
+    words = [str(build[name]) for name in ("phase", "message") if build.get(name)] if status != "serving" else []
+    progress.update(bar, completed=fraction, phase=escape(": ".join(words) or status))
 
 
 def _welcome(stage: Layout, primary: SwitchablePrimary, console: Console) -> None:

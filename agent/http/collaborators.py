@@ -137,7 +137,8 @@ class VisionService(Protocol):
 
 @dataclass(frozen=True)
 class BuildView:
-    """A build that goes on, or the last one that did not end well. `progress`: share of the whole, None when it is over.
+    """A build that goes on, or the last one that did not end well. `progress`: share of the whole, None when it is over. `message`: what
+    goes on, or why it did not end well.
 
     status  `building`; `waiting`: built, to be opened; `failed`; `cancelled`
     """

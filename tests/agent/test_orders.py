@@ -77,7 +77,7 @@ async def test_a_deployment_tells_how_far_it_is(shop: Workshop) -> None:
     async with shop.working():
         with anyio.fail_after(10):
             await shop.orders.handlers()["model.deploy"](ModelDeployArgs(name="chat"), hear)
-    assert (0.5, "convert") in heard
+    assert (0.5, "convert: fp16: 8.5 says nothing, 61 s") in heard
 
 
 async def test_a_cancelled_order_ends_its_build_and_its_wish(shop: Workshop) -> None:

@@ -60,17 +60,18 @@ def preparer(
     return Preparer(store, convert or ConvertSettings(nice=0), BuildSettings(threads=1, nice=0), look_around, budget_bytes, pinned)
 
 
-def silent(phase: str, fraction: float) -> None:
+def silent(phase: str, fraction: float, message: str = "") -> None:
     """Nobody listens."""
 
 
 async def test_what_was_built_serves_at_once_and_is_found_to_be_current(store: Store, tmp_path: Path) -> None:
     wish = Wish(eyes(tmp_path))
-    told: list[tuple[str, float]] = []
-    first = await preparer(store).prepare(wish, lambda phase, fraction: told.append((phase, fraction)))
+    told: list[tuple[str, float, str]] = []
+    first = await preparer(store).prepare(wish, lambda phase, fraction, message="": told.append((phase, fraction, message)))
     assert first.is_current
-    assert [fraction for _, fraction in told] == sorted(fraction for _, fraction in told)
-    assert told[-1] == ("done", 1.0)
+    assert [fraction for _, fraction, _ in told] == sorted(fraction for _, fraction, _ in told)
+    assert told[-1][:2] == ("done", 1.0)
+    assert ("verify", "fp32: the same inputs through source and engine") in [(phase, message) for phase, _, message in told]
     later = preparer(store)
     at_hand = await later.prepare(wish, silent)
     assert (at_hand.folder, at_hand.is_current) == (first.folder, False)
@@ -260,7 +261,7 @@ async def test_a_cancelled_build_is_gone_within_a_second(store: Store, tmp_path:
     began_s = 0.0
     with anyio.CancelScope() as scope:
 
-        def at_work(phase: str, fraction: float) -> None:
+        def at_work(phase: str, fraction: float, message: str = "") -> None:
             nonlocal began_s
             if phase in ("convert", "verify") and not began_s:
                 began_s = time.monotonic()

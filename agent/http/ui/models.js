@@ -2,7 +2,7 @@
 import { byId, changed, make, pill, postJson, request, small } from "./dom.js";
 
 const BUILD_WORDS = {
-  building: (build) => `${build.phase || "begins"} ${Math.round((build.progress ?? 0) * 100)} %`,
+  building: (build) => `${build.phase || "begins"} ${Math.round((build.progress ?? 0) * 100)} %${build.message ? ` · ${build.message}` : ""}`,
   waiting: (build) => build.phase,
   failed: (build) => build.message,
   cancelled: () => "The build was cancelled.",
@@ -14,7 +14,7 @@ const rows = new Map();
 export function drawModels(models) {
   for (const model of models) {
     const known = rows.get(model.name);
-    if (changed(`model ${model.name}`, { ...model, build: model.build && { ...model.build, progress: null, phase: "" } }) || !known) {
+    if (changed(`model ${model.name}`, { ...model, build: model.build && settled(model.build) }) || !known) {
       rows.set(model.name, row(model));
     } else if (model.build?.status === "building") {
       known.querySelector("progress").value = model.build.progress ?? 0;
@@ -26,6 +26,9 @@ export function drawModels(models) {
   const body = byId("models");
   if (wanted.length !== body.children.length || wanted.some((element, index) => body.children[index] !== element)) body.replaceChildren(...wanted);
 }
+
+// What a build says while it goes on changes without a new row; why one has failed does not.
+const settled = (build) => (build.status === "building" ? { ...build, progress: null, phase: "", message: "" } : build);
 
 function row(model) {
   return make("tr", {},
