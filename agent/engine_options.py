@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.config import Settings
+from models.engine_record import EngineRecord, published_precision
+from models.record import from_mapping
 from models.store import PROVIDER_FOLDER, Store
 
 PROVEN = ("provider", "precision", "profiles", "workspace_bytes")
@@ -22,12 +24,18 @@ def node_options(settings: Settings, store: Store) -> Mapping[str, Any]:
     }
 
 
+def _published(record: Mapping[str, Any]) -> str:
+    """The folder must still hold the engine that this record is of: a plan of another precision is refused."""
+    return published_precision(from_mapping(EngineRecord, record))
+
+
 def engine_options(node: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Those of one engine. The provider is never that of the configuration but the one the gate ran on (`opened_with` of its verdict):
     another one would serve other kernels, which nobody has compared with the model."""
     attempts: Sequence[Mapping[str, Any]] = record.get("verdict", {}).get("attempts") or ({},)
     proven = attempts[-1].get("notes", {}).get("opened_with", {})
-    options = {**node, **{name: proven[name] for name in PROVEN if name in proven}}
+    told = {"precision": _published(record)} if str(record.get("key", {}).get("runtime", "")).startswith("tensorrt") else {}
+    options = {**node, **told, **{name: proven[name] for name in PROVEN if name in proven}}
     if options.get("provider") != "tensorrt":
         options.pop("cache_folder", None)
     return options

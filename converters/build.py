@@ -56,6 +56,8 @@ KINDS: Kinds = {
     ("onnx", "classification"): _STATELESS,
     ("onnx", "detection"): _STATELESS,
 }
+# They trace the models without state; decoders are written from their weights without them.
+EXPORTERS = ("torch", "transformers")
 # What is wrong with the source or with this machine is wrong at every precision; anything else ends one step of the ladder.
 ENDS_THE_LADDER = frozenset(
     ("bad_request", "no_memory", "no_space", "no_device", "no_profile", "parse", "unsupported_operator", "cancelled")
@@ -154,7 +156,8 @@ def _build(
         if not verdict.passed:
             _refuse_or_accept(request, verdict)
         report("publish", LAST, f"{sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB")
-        tools = versions() if not place.is_tensorrt else {**versions(), place.runtime: place.version}
+        tools = versions(EXPORTERS if kind is _STATELESS and request.manifest.format == "transformers" else ())
+        tools |= {place.runtime: place.version} if place.is_tensorrt else {}
         engine = store.publish_engine(key, folder, verdict.to_json(), tools)
     log.info("built %s in %s", name, engine.folder)
     return engine

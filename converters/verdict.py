@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Literal
 
 import numpy as np
@@ -110,12 +111,13 @@ def decide(figures: Mapping[str, float], tolerance: Mapping[str, float]) -> str:
     return ""
 
 
-def versions() -> dict[str, str]:
-    """What had a hand in the result."""
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """What had a hand in the result; `packages`: those that only some lines need."""
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
         "machine": platform.machine(),
+        **{name: metadata.version(name) for name in packages},
     }

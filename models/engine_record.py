@@ -87,6 +87,12 @@ def proven_provider(key: EngineKey) -> str:
     return key.options.get("provider", "cpu")
 
 
+def published_precision(record: EngineRecord) -> str:
+    """Where the ladder ended, without the parts that it kept in float32; of a record without a verdict where it began."""
+    words = str(record.verdict.get("precision") or record.key.precision).split()
+    return words[0] if words else ""
+
+
 def record_bytes(record: EngineRecord) -> bytes:
     return json.dumps(to_mapping(record), indent=1, sort_keys=True).encode()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Tuple
 
 from models.device import Device
-from models.engine_record import RECORD_NAME, EngineKey, read_engine
+from models.engine_record import RECORD_NAME, EngineRecord, published_precision, read_engine
 from models.engines import EngineError, EngineOptions, TensorSpec
 from models.engines.tensorrt_logger import logger_of
 
@@ -76,23 +76,25 @@ def open_plan(folder: Path, options: EngineOptions, device: Device, load: Callab
         name = stored.record.key.runtime if stored else MODULES[data[:4] == RTX_MARK]
         module = _module(name, path, load)
         if stored is not None:
-            refusal = record_refusal(stored.record.key, device, module.__version__, options.precision)
+            refusal = record_refusal(stored.record, device, module.__version__, options.precision)
             if refusal is not None:
                 raise EngineError(f"{path} {refusal}; convert the model again")
         return _deserialise(data, module, str(path))
 
 
-def record_refusal(key: EngineKey, device: Device, version: str, precision: str) -> Optional[str]:
-    """Why a plan with this key must not be loaded here; None when it may.
+def record_refusal(record: EngineRecord, device: Device, version: str, precision: str) -> Optional[str]:
+    """Why a plan with this record must not be loaded here; None when it may. `precision`: of the plan that whoever opens it was
+    told of; its checksum says that the record is of this plan.
 
     A plan built VERSION_COMPATIBLE would load under another TensorRT, with code that it carries itself; but nothing proved it there, so it
     is refused like any other and built anew while the path at hand serves (docs/decisions.md).
     """
+    key, published = record.key, published_precision(record)
     facts = (
         ("TensorRT", key.runtime_version, version),
         ("the device", key.device, device.key),
         ("L4T", key.options.get("l4t", ""), device.l4t),
-        ("precision", key.precision, key.precision if precision == "auto" else precision),
+        ("precision", published, published if precision == "auto" else precision),
     )
     for what, built, here in facts:
         if built != here:

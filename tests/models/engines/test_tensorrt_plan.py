@@ -25,11 +25,11 @@ def plan_bytes(folder: Path, kind: int = TensorProto.FLOAT) -> Path:
     return write_plan(folder, made, [PROFILE])
 
 
-def published(root: Path, key: EngineKey = KEY) -> Path:
+def published(root: Path, key: EngineKey = KEY, verdict: dict[str, Any] | None = None) -> Path:
     """A folder as the store publishes it."""
     folder = plan_bytes(root / key.digest())
     files = {"model.plan": EngineFile(sha256_of(folder / "model.plan"), (folder / "model.plan").stat().st_size)}
-    (folder / "engine.json").write_bytes(record_bytes(EngineRecord(key, files, {}, {}, "2026-01-01T00:00:00Z")))
+    (folder / "engine.json").write_bytes(record_bytes(EngineRecord(key, files, verdict or {}, {}, "2026-01-01T00:00:00Z")))
     return folder
 
 
@@ -62,6 +62,14 @@ def test_a_plan_of_another_device_is_refused_by_name(
     here = dataclasses.replace(GPU, **device)
     with pytest.raises(EngineError, match=reason):
         load_plan(folder, EngineOptions(precision=precision), here, fake_module(version=version))
+
+
+def test_the_precision_that_counts_is_where_the_ladder_ended(tmp_path: Path) -> None:
+    folder = published(tmp_path, dataclasses.replace(KEY, precision="int8"), {"precision": "fp16 with attention and normalisation in fp32"})
+    for precision in ("auto", "fp16"):
+        load_plan(folder, EngineOptions(precision=precision))
+    with pytest.raises(EngineError, match="was built for precision fp16, here it is int8"):
+        load_plan(folder, EngineOptions(precision="int8"))
 
 
 def test_a_plan_that_says_it_fits_other_versions_is_refused_as_well(tmp_path: Path) -> None:
