@@ -28,7 +28,7 @@ from models.engine_record import EngineKey, StoredEngine
 from models.engines import EngineError
 from models.engines.free_memory import available_bytes
 from models.manifest import GenerationManifest, manifest_digest
-from models.store import Store, open_store
+from models.store import TIMING_FOLDER, Store, open_store
 
 # Another process may be building the same engine; its result is then ours.
 BUILD_WAIT_S = 3600.0
@@ -150,7 +150,7 @@ def _build(
     with store.temporary() as temporary:
         folder, scratch = temporary / "engine", temporary / "scratch"
         scratch.mkdir()
-        timing_cache = store.root / "timing" / f"{place.runtime}.cache"
+        timing_cache = store.root / TIMING_FOLDER / f"{place.runtime}.cache"
         line = kind.open(Job(request, place, scratch, timing_cache, workspace_bytes(free, request.options.workspace_share)))
         verdict = Verdict(request.manifest.task, steps[0].precision, tuple(_walk(line, place, steps, folder, report)))
         if not verdict.passed:

@@ -30,7 +30,7 @@ from converters.verify_onnx import open_source, verify_detection, verify_encoder
 from converters.worst_tensor import worst_tensor
 from models.engines import Engine, EngineOptions, open_engine
 from models.manifest import DetectionManifest, GenerationManifest
-from models.store import PROVIDER_FOLDER
+from models.store import CALIBRATION_FOLDER, PROVIDER_FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class StatelessLine:
             step,
             not self._job.place.is_tensorrt and self._job.place.provider == "cpu",
             lambda: calibration_inputs(self._manifest, source, self._calibration, self._tokenizer, threads=request.options.threads),
-            request.store / "calibration",
+            request.store / CALIBRATION_FOLDER,
             request.options.threads,
         )
         return self._roundings[step.precision](source, target, recipe)

@@ -4,7 +4,8 @@
     <root>/sources.json                     source → digest and size: what every fetch yielded, and the digests recorded at first use
     <root>/engines/<model>/<key digest>/    what the converters built, with `engine.json`
     <root>/checked.json                     which files of engines were read and found right (models/checksums.py)
-    <root>/provider/                        engines that providers of ONNX Runtime made of our graphs
+    <root>/provider/<place>/<content>/      engines that a provider of ONNX Runtime made of our graphs, and its timings
+    <root>/timing/, <root>/calibration/     what builds have measured: kernels of TensorRT, ranges of int8
     <root>/partial/                         unfinished downloads, to be resumed
     <root>/temporary/                       work in progress; of dead processes removed by `open_store`
     <root>/locks/
@@ -39,7 +40,7 @@ from models.manifest import NAME, ModelFile
 from models.record import RecordError, from_mapping, to_mapping
 
 SPACE_RESERVE_BYTES = 64 << 20
-PROVIDER_FOLDER = "provider"
+PROVIDER_FOLDER, TIMING_FOLDER, CALIBRATION_FOLDER = "provider", "timing", "calibration"
 SHORT_WAIT_S = 30.0
 
 

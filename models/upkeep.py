@@ -7,20 +7,26 @@ from pathlib import Path
 from typing import Callable, Collection, Dict, Iterable, Iterator, List, Literal, Optional, Set
 
 from models.durable import StoreBusy, sha256_of
-from models.engine_record import RECORD_NAME, file_sizes, read_engine, read_record
+from models.engine_record import RECORD_NAME, StoredEngine, file_sizes, read_engine, read_record
+from models.engines.onnx_providers import content_digest
 from models.manifest import Manifest
-from models.store import SPACE_RESERVE_BYTES, Store
+from models.store import CALIBRATION_FOLDER, PROVIDER_FOLDER, SPACE_RESERVE_BYTES, TIMING_FOLDER, Store
+
+MEASURED = (PROVIDER_FOLDER, TIMING_FOLDER, CALIBRATION_FOLDER)
 
 
 @dataclass(frozen=True)
 class Usage:
+    """`measured_bytes`: what can be measured or built again: engines of providers, timings of kernels, ranges of int8."""
+
     artefact_bytes: int
     engine_bytes: int
     partial_bytes: int
+    measured_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        return self.artefact_bytes + self.engine_bytes + self.partial_bytes
+        return self.artefact_bytes + self.engine_bytes + self.partial_bytes + self.measured_bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Candidate:
 
 
 def usage(store: Store) -> Usage:
-    return Usage(*(_tree_bytes(store.root / folder) for folder in ("blobs", "engines", "partial")))
+    blobs, engines, partial = (_tree_bytes(store.root / folder) for folder in ("blobs", "engines", "partial"))
+    return Usage(blobs, engines, partial, sum(_tree_bytes(store.root / folder) for folder in MEASURED))
 
 
 def verify(store: Store, manifest: Optional[Manifest] = None, progress: Optional[Callable[[Path], None]] = None) -> List[Damage]:
@@ -138,7 +145,7 @@ def remove(store: Store, manifest: Manifest, others: Iterable[Manifest] = (), fo
         with store.lock(f"using-{engine.folder.name}", 0.0):
             pass
     kept = {store.expected_sha256(file) for other in others if other.name != manifest.name for file in other.files.values()}
-    paths = [store.root / "engines" / manifest.name]
+    paths = [store.root / "engines" / manifest.name, *_provider_engines(store, store.engines(manifest.name))]
     for file in manifest.files.values():
         paths.append(store.partial_folder(file.source))
         blob = store.find(file)
@@ -163,8 +170,9 @@ def make_room(store: Store, needed_bytes: int, budget_bytes: Optional[int], keep
 def evict(store: Store, budget_bytes: int, needed_bytes: int = 0, keep: Collection[str] = ()) -> List[Path]:
     """Remove what was not used for longest until `needed_bytes` more fit into `budget_bytes`. Returns what went.
 
-    `keep` holds model names (of the engines of each runtime the last used one stays) and sha256s (those artefacts stay). Engines and
-    artefacts that a process has open stay too, so the budget can remain exceeded: compare `usage` afterwards where that matters.
+    `keep` holds model names (of the engines of each runtime the last used one stays, with what providers made of it) and sha256s (those
+    artefacts stay). Engines and artefacts that a process has open stay too, so the budget can remain exceeded: compare `usage` afterwards
+    where that matters.
     """
     excess = usage(store).total_bytes + needed_bytes - budget_bytes
     gone: List[Path] = []
@@ -194,6 +202,28 @@ def _candidates(store: Store, keep: Collection[str]) -> Iterator[Candidate]:
     for path in store.blob_path("").iterdir():
         if path.name not in keep:
             yield Candidate(path, _tree_bytes(path), path.lstat().st_mtime, f"using-{path.name}")
+    yield from _measured(store, keep)
+
+
+def _measured(store: Store, keep: Collection[str]) -> Iterator[Candidate]:
+    """What providers made of each graph, and single files of measurements."""
+    kept = set(_provider_engines(store, (engine for name in keep if "/" not in name for engine in store.engines(name))))
+    places = [path for path in (store.root / PROVIDER_FOLDER).glob("*") if path.is_dir()]
+    for folder in (*places, store.root / TIMING_FOLDER, store.root / CALIBRATION_FOLDER):
+        for path in folder.glob("*"):
+            if path not in kept and path.suffix != ".lock":
+                yield Candidate(path, _tree_bytes(path), path.lstat().st_mtime, f"using-{path.name}")
+
+
+def _provider_engines(store: Store, engines: Iterable[StoredEngine]) -> List[Path]:
+    """Folders of what providers made of these engines."""
+    found: List[Path] = []
+    for engine in engines:
+        attempts = engine.record.verdict.get("attempts") or [{}]
+        profiles = attempts[-1].get("notes", {}).get("opened_with", {}).get("profiles", {})
+        files = {name: file.sha256 for name, file in engine.record.files.items() if name.startswith("model.onnx")}
+        found.extend((store.root / PROVIDER_FOLDER).glob(f"*/{content_digest(files, profiles)}"))
+    return found
 
 
 def _tree_bytes(path: Path) -> int:

@@ -81,7 +81,9 @@ def _list(arguments: argparse.Namespace, catalog: Catalog, store: Store) -> int:
         console.print(table)
         used = usage(store)
         console.print(
-            f"{megabytes(used.artefact_bytes)} of files and {megabytes(used.engine_bytes)} of engines in {store.root}", soft_wrap=True
+            f"{megabytes(used.artefact_bytes)} of files, {megabytes(used.engine_bytes)} of engines and {megabytes(used.measured_bytes)} "
+            f"of measurements in {store.root}",
+            soft_wrap=True,
         )
     for problem in catalog.problems.values():
         print(f"not used: {problem}", file=sys.stderr)

@@ -5,8 +5,6 @@ Operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperato
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -23,8 +21,17 @@ from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
 from models.engines.free_memory import available_bytes, memory_refusal
 from models.engines.onnx_binding import Bindings
-from models.engines.onnx_providers import PROVIDERS, ProviderOptions, cache_folder, library_version, provider_options, refusal_of
+from models.engines.onnx_providers import (
+    PROVIDERS,
+    ProviderOptions,
+    cache_folder,
+    content_digest,
+    library_version,
+    provider_options,
+    refusal_of,
+)
 from models.engines.tensors import check_inputs
+from models.store import mark_used
 
 log = logging.getLogger(__name__)
 
@@ -256,19 +263,19 @@ def _providers(path: Path, options: EngineOptions) -> ProviderOptions:
     model = _digest(path, options)
     version = library_version()
     if options.provider == "tensorrt" and options.cache_folder:
-        cache_folder(options, model, device, version).mkdir(parents=True, exist_ok=True)
+        cache = cache_folder(options, model, device, version)
+        cache.mkdir(parents=True, exist_ok=True)
+        mark_used(cache)
     return provider_options(options, model, device, version)
 
 
 def _digest(path: Path, options: EngineOptions) -> str:
-    """Of all that a provider's own engine is made from: the same before publishing as after, so what was proven is what serves."""
     record = read_record(path.parent)
     files = {file.name: "" for file in path.parent.glob(f"{ARTEFACT}*")}
     for name in files:
         known = record.files.get(name) if record is not None else None
         files[name] = known.sha256 if known is not None else sha256_of(path.parent / name)
-    text = json.dumps([sorted(files.items()), sorted(options.profiles.items())])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return content_digest(files, options.profiles)
 
 
 def _check_decoder(session: Any, facts: DecoderFacts, folder: Path) -> None:

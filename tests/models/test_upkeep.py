@@ -10,6 +10,7 @@ import pytest
 
 from models.durable import StoreBusy
 from models.engine_record import RECORD_NAME, EngineKey, read_engine
+from models.engines.onnx_providers import content_digest
 from models.manifest import Embedding, EmbeddingManifest, ModelFile
 from models.store import SPACE_RESERVE_BYTES, Store, open_store
 from models.upkeep import discard_torn_engines, discard_torn_files, evict, make_room, remove, repair, repair_engine, usage, verify
@@ -241,3 +242,38 @@ def test_room_is_made_by_the_budget_and_by_the_disk(store: Store) -> None:
 def test_room_that_cannot_be_made_is_no_fault(store: Store) -> None:
     add_engine(store, "kept")
     assert make_room(store, 1 << 50, 10, {"kept"}) == []
+
+
+def provider_engine(store: Store, engine: Path, used_at: float, size: int = 1000) -> Path:
+    """What ONNX Runtime's TensorRT provider leaves behind: an engine in a folder named by what it was made of, timings beside."""
+    files = {name: file.sha256 for name, file in read_engine(engine).record.files.items()}  # type: ignore[union-attr]  # it is whole
+    folder = store.root / "provider" / "Orin-sm_87-tensorrt_10.3.0-fp16" / content_digest(files, {})
+    folder.mkdir(parents=True)
+    (folder / "TensorrtExecutionProvider_1.engine").write_bytes(bytes(size))
+    os.utime(folder, (used_at, used_at))
+    return folder
+
+
+def test_what_was_measured_counts_and_goes_when_it_was_not_used_for_longest(store: Store) -> None:
+    engine = add_engine(store, content=b"x" * 100, used_at=9)
+    cache = provider_engine(store, engine, used_at=2)
+    timing, ranges = store.root / "timing" / "tensorrt.cache", store.root / "calibration" / "abc.json"
+    timings = cache.parent / "TensorrtExecutionProvider_cache_sm87.timing"
+    for path, used_at in ((ranges, 1), (timings, 3), (timing, 4)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(1000))
+        os.utime(path, (used_at, used_at))
+    assert usage(store).measured_bytes == 4000
+    total = usage(store).total_bytes
+    assert evict(store, total - 2001) == [ranges, cache, timings]
+    assert usage(store).measured_bytes == 1000
+    assert timing.exists() and engine.exists()
+
+
+def test_what_a_provider_made_of_an_engine_stays_and_goes_with_it(store: Store) -> None:
+    kept, other = (add_engine(store, name, content=name.encode() * 9) for name in ("kept", "other"))
+    of_kept, of_other = (provider_engine(store, engine, used_at=1) for engine in (kept, other))
+    assert of_other in evict(store, 0, keep={"kept"})
+    assert of_kept.exists() and not of_other.exists()
+    remove(store, manifest("kept"))
+    assert not of_kept.exists()
