@@ -27,7 +27,8 @@ test-py38: .venv-py38/.ready test-programs  ## the data plane under the interpre
 python38:
 	@echo "$(PYTHON38)"
 
-test-gpu: .venv/.ready  ## engines on the NVIDIA GPU of this machine
+test-gpu: .venv/.ready  ## engines on the NVIDIA GPU of this machine; with pycuda where nvcc can build it
+	@! command -v nvcc >/dev/null || $(BIN)/python -c 'import pycuda' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'pycuda>=2022.1'
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: .venv/.ready

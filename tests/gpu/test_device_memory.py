@@ -59,37 +59,11 @@ def test_a_graph_repeats_its_copies_with_new_values(memory: DeviceMemory) -> Non
         buffer.close()
 
 
-FAULT = '''
-import ctypes, sys
-from models.engines.device_memory import open_device_memory
-
-PTX = b""".version 6.4
-.target sm_50
-.address_size 64
-.visible .entry fault() {
-    .reg .b64 %address; .reg .b32 %value;
-    mov.u64 %address, 64; mov.u32 %value, 1;
-    st.global.u32 [%address], %value;
-    ret;
-}
-"""
-memory = open_device_memory(sys.argv[1])
-driver = ctypes.CDLL("libcuda.so.1")
-module, function = ctypes.c_void_p(), ctypes.c_void_p()
-assert driver.cuModuleLoadData(ctypes.byref(module), PTX) == 0
-assert driver.cuModuleGetFunction(ctypes.byref(function), module, b"fault") == 0
-one, none, stream = ctypes.c_uint(1), ctypes.c_uint(0), ctypes.c_void_p(memory.stream)
-assert driver.cuLaunchKernel(function, one, one, one, one, one, one, none, stream, None, None) == 0
-try:
-    memory.synchronize()
-except Exception:
-    sys.exit("taken for the fault of one request")
-'''
-
-
 def test_a_fault_on_the_device_ends_the_process_that_made_it_and_no_other(memory: DeviceMemory, gpu: Device) -> None:
     root = Path(__file__).parent.parent.parent
-    done = subprocess.run([sys.executable, "-c", FAULT, memory.name], capture_output=True, text=True, timeout=120, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gpu.cuda_fault", memory.name], capture_output=True, text=True, timeout=120, cwd=root
+    )
     assert done.returncode != 0
     assert "DeviceLost" in done.stderr
     assert "taken for" not in done.stderr

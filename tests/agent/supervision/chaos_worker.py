@@ -17,7 +17,8 @@ if __name__ == "__main__":
 
 from agent.worker.loop import Emit, Refusal  # noqa: E402
 from agent.worker_protocol import Cancel, Done, Failed, Generate, OpenModel, Tokens  # noqa: E402
-from models.engines import EngineError  # noqa: E402
+from models.engines import DeviceLost, EngineError  # noqa: E402
+from models.engines.device_memory import open_device_memory  # noqa: E402
 
 
 class ChaosService:
@@ -86,6 +87,26 @@ def fail_in_engine() -> None:
     raise EngineError("the engine is broken")
 
 
+def lose_the_device() -> None:
+    raise DeviceLost("CUDA: cuStreamSynchronize failed with error 700 (an illegal memory access); the context of this process is lost")
+
+
+def fault_on_the_device() -> None:
+    from tests.gpu.cuda_fault import fault
+
+    fault("auto")
+
+
+def use_the_device() -> None:
+    memory = open_device_memory("auto")
+    address = memory.allocate(1 << 20)
+    memory.zero(address, 1 << 20)
+    memory.synchronize()
+    memory.free(address)
+    memory.close()
+    raise Refusal("busy", "the device answers")
+
+
 def have_a_bug() -> None:
     raise ZeroDivisionError("a bug")
 
@@ -99,6 +120,9 @@ MISDEEDS: dict[str, Callable[[], Any]] = {
     "refuse": refuse,
     "engine": fail_in_engine,
     "bug": have_a_bug,
+    "lost device": lose_the_device,
+    "cuda fault": fault_on_the_device,
+    "cuda": use_the_device,
 }
 
 

@@ -300,3 +300,17 @@ async def test_one_that_never_gets_ready_is_ended() -> None:
         await until(lambda: worker.last_cause is not None)
         assert worker.last_cause is not None
         assert worker.last_cause.kind == "not_ready"
+
+
+async def test_a_lost_device_ends_its_worker_and_no_other() -> None:
+    """What a fault of CUDA becomes (the real one: tests/gpu/test_worker_fault.py): never the answer to one request."""
+    async with chaos() as (worker, _), chaos() as (other, _):
+        pid, others = pid_of(worker), pid_of(other)
+        with pytest.raises(WorkerLost) as lost:
+            await tokens_of(worker, "lost device")
+        assert lost.value.cause.kind == "exit"
+        assert any("DeviceLost" in line for line in lost.value.cause.evidence)
+        await open_chaos(worker)
+        assert pid_of(worker) != pid
+        assert await tokens_of(worker) == [0, 1, 2, 3]
+        assert (await tokens_of(other), pid_of(other)) == ([0, 1, 2, 3], others)
