@@ -172,7 +172,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """codes: invalid, unknown_model, busy, cancelled, deadline, engine, internal. `retry_after_s`: when `busy` may be over, if known."""
+    """codes: invalid, unknown_model, busy, cancelled, deadline, engine, memory (too little to open a model), internal.
+
+    `retry_after_s`: when `busy` may be over, if known."""
 
     request: int
     code: str

@@ -165,6 +165,8 @@ class ModelView:
 
     is_current  the engine that serves is the one that is wanted; else `build` says how far that one is
     ladder      what was tried until the engine was proven
+    asleep      why it is not in memory (`idle`, `memory`) though it serves: it is loaded when somebody asks; else empty
+    unloads     how often that was so, by why; `reloads`: how often somebody asked then
     """
 
     name: str
@@ -178,6 +180,9 @@ class ModelView:
     is_current: bool = True
     build: BuildView | None = None
     ladder: tuple[AttemptView, ...] = ()
+    asleep: str = ""
+    unloads: Mapping[str, int] = field(default_factory=dict)
+    reloads: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from models.engines import Engine, EngineError, EngineOptions, SlotTokens
+from models.engines import Engine, EngineError, EngineOptions, SlotTokens, TooLittleMemory
 from models.engines.decoder import DecoderFacts, check_step, read_facts
 from models.engines.free_memory import available_bytes, memory_refusal
 from models.engines.native.weights import ARTEFACT, LIBRARY, Weights, cpu_identity, open_weights
@@ -84,7 +84,7 @@ def open_generation_engine(folder: Path, options: EngineOptions) -> NativeGenera
     cache_bytes = facts.cache_bytes(options.slots, capacity) // 2
     refusal = memory_refusal((folder / ARTEFACT).stat().st_size, cache_bytes, options.slots, capacity, available_bytes())
     if refusal is not None:
-        raise EngineError(f"{folder}: {refusal}")
+        raise TooLittleMemory(f"{folder}: {refusal}")
     try:
         library = ctypes.CDLL(str(folder / LIBRARY))
     except OSError as error:

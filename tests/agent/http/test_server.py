@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 import httpx
@@ -112,6 +113,13 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
     assert sample(url, "hotspare_pipeline_fps", pipeline="belt") == 12.1
     assert sample(url, "hotspare_pipeline_crossings_total", pipeline="belt", label="parcel") == 120
     assert sample(url, "hotspare_inference_in_flight") == 0
+    parrot, *others = house.node.now.models
+    slept = replace(parrot, asleep="idle", unloads={"idle": 3, "memory": 1}, reloads=2)
+    house.node.now = replace(house.node.now, models=(slept, *others))
+    assert sample(url, "hotspare_model_asleep", model="parrot") == 1
+    assert sample(url, "hotspare_model_serving", model="parrot", task="generation") == 1, "it answers, a little later"
+    assert sample(url, "hotspare_model_unloads_total", model="parrot", reason="idle") == 3
+    assert sample(url, "hotspare_model_reloads_total", model="parrot") == 2
 
 
 def test_only_clients_that_left_count_as_such(house: House, serve: Callable[[House], str]) -> None:
