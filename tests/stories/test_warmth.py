@@ -67,7 +67,17 @@ async def test_who_is_idle_leaves_memory_and_comes_back_for_who_asks(tmp_path: P
             lines = (await node.client.get("/metrics")).text.splitlines()
             return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
 
+        async def held_mb() -> float:
+            (held,) = [worker["memory_bytes"] for worker in (await node.state())["workers"] if worker["name"] == "text"]
+            return float(held) / 1e6
+
+        held_awake_mb = await held_mb()
         await until(lambda: model("idle"), 60, "it sleeps")
+
+        async def is_smaller() -> bool:
+            return await held_mb() < held_awake_mb - 80
+
+        await until(is_smaller, 30, f"of {held_awake_mb:.0f} MB the cache of keys and values is given back")
         assert await metric("hotspare_model_asleep") == 1
         assert await metric("hotspare_model_unloads_total") == 1
         assert (await node.client.get("/readyz")).status_code == 200, "it still serves"
