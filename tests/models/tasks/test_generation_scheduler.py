@@ -158,6 +158,33 @@ def test_higher_priority_goes_first_and_equals_in_order() -> None:
     assert [number for number, _ in finishes(run(scheduler))] == [2, 4, 1, 3]
 
 
+@pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 1), (4, 3)])
+def test_a_batch_leaves_one_slot_of_several_to_those_who_cannot_wait(slots: int, most: int) -> None:
+    engine = FakeGenerationEngine(VOCABULARY, slots, 256)
+    scheduler = Scheduler(engine, SchedulerSettings(overtakes=2))
+    for number in range(8):
+        scheduler.add(request(number, tokens=40, priority=-1))
+    for _ in range(10):
+        scheduler.step()
+    assert (scheduler.load.running, scheduler.load.waiting) == (most, 8 - most)
+    scheduler.add(request(100, tokens=2))
+    outputs = scheduler.step()
+    assert (100 in {output.number for output in outputs}) == (slots > 1), "its first token comes with the next step"
+    taken = run(scheduler)
+    assert sorted(number for number, _ in finishes([outputs, *taken])) == [*range(8), 100]
+    assert max(len({item.slot for item in step}) for step in engine.steps) == slots
+
+
+def test_a_batch_that_was_overtaken_often_still_leaves_the_slot_free() -> None:
+    scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 2, 256), SchedulerSettings(overtakes=1))
+    scheduler.add(request(0, tokens=100, priority=-1))
+    scheduler.add(request(1, tokens=100, priority=-1))
+    for number in range(2, 20):
+        scheduler.add(request(number, tokens=1))
+        assert number in {output.number for output in scheduler.step()}
+    assert sorted(number for number, _ in finishes(run(scheduler))) == [0, 1]
+
+
 def test_the_queue_is_bounded() -> None:
     scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 1, 64), SchedulerSettings(waiting=2))
     scheduler.add(request(1))
