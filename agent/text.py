@@ -135,7 +135,8 @@ class TextService:
                     if answer.is_stopped:
                         break
                     report = await anext(reports)
-        yield answer.end(str(report.result.get("finish", "stop")) if isinstance(report, Done) else "stop")
+        result = report.result if isinstance(report, Done) else {}
+        yield answer.end(str(result.get("finish", "stop")), result.get("queued_s"))
 
     async def embed(self, model: str, inputs: Sequence[str | Sequence[int]], deadline_s: float = 60.0) -> Embeddings:
         """One vector per input; a text longer than the model reads is cut, as its authors do."""

@@ -62,9 +62,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Usage:
+    """`queued_s`: seconds until the model had room for it; None: not known, because the client had enough before its end."""
+
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True)

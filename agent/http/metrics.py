@@ -30,6 +30,8 @@ class Metrics:
             "hotspare_first_token_seconds", "Seconds from the start of generation to its first text.", ["model"],
             buckets=LATENCY_S, registry=registry,
         )  # fmt: skip
+        self.queue_s = Histogram("hotspare_queue_seconds", "Seconds that a sequence waited for a slot of its model.", ["model"],
+                                 buckets=LATENCY_S, registry=registry)  # fmt: skip
         self.tokens = Counter("hotspare_tokens", "Tokens read (prompt), taken from the cache (cached), written (completion).",
                               ["model", "kind"], registry=registry)  # fmt: skip
         self.in_flight = Gauge("hotspare_inference_in_flight", "Inference requests being answered.", registry=registry)

@@ -149,6 +149,7 @@ class TextService:
             "prompt_tokens": output.prompt_tokens,
             "generated_tokens": output.generated_tokens,
             "cached_tokens": output.cached_tokens,
+            "queued_s": round(output.queued_s, 6),
         }
         self._emit(Done(output.number, result))
 

@@ -102,7 +102,7 @@ class Scheduler:
             constraint = self._constrain(request.grammar) if request.grammar else None
         except GrammarError as error:
             raise Refused("invalid", str(error)) from error
-        sequence = Sequence(request, self._engine.vocabulary, constraint)
+        sequence = Sequence(request, self._engine.vocabulary, constraint, self._clock())
         displaced = self._waiting.add(sequence, {item.request.tenant for item in self._running.values()})
         if displaced is not None:
             self._ended.append(displaced.output(finish="busy"))

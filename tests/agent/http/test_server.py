@@ -105,6 +105,7 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
     assert sample(url, "hotspare_http_requests_total", endpoint=chat, status="503", method="POST") == 1
     assert sample(url, "hotspare_http_requests_total", endpoint="other", status="404", method="GET") == 1
     assert sample(url, "hotspare_first_token_seconds_count", model="parrot") == 1
+    assert sample(url, "hotspare_queue_seconds_sum", model="parrot") == 0.03
     assert sample(url, "hotspare_tokens_total", model="parrot", kind="completion") == 3
     assert sample(url, "hotspare_gate_refusals_total", mode="active") == 1
     assert sample(url, "hotspare_mode", mode="active") == 1

@@ -88,7 +88,9 @@ def test_tokens_then_done_with_the_counts() -> None:
     *tokens, done = served.reports
     assert [len(report.tokens) for report in tokens] == [1, 1, 1, 1]
     assert all(report.logprobs[0][0][0] == report.tokens[0] for report in tokens)
+    queued_s = done.result.pop("queued_s")
     assert done == Done(2, {"finish": "length", "prompt_tokens": 3, "generated_tokens": 4, "cached_tokens": 0})
+    assert 0 <= queued_s < 60
 
 
 def test_two_requests_advance_together() -> None:

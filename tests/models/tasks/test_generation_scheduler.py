@@ -247,6 +247,18 @@ def test_deadlines_end_running_and_waiting_sequences() -> None:
     assert outputs[0].generated_tokens == 2
 
 
+def test_the_time_until_a_slot_is_told() -> None:
+    now = [100.0]
+    scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 1, 64), clock=lambda: now[0])
+    for number in (1, 2):
+        scheduler.add(request(number, tokens=2))
+    waited: dict[int, float] = {}
+    while not scheduler.is_idle:
+        waited.update({output.number: output.queued_s for output in scheduler.step() if output.finish})
+        now[0] += 5.0
+    assert waited == {1: 0.0, 2: 10.0}
+
+
 def test_ends_at_stop_tokens_max_tokens_and_capacity() -> None:
     free = alone(request(1, 10, 20))
     stopped = replace(request(1, 10, 20), stop_tokens=(free[7],))
