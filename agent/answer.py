@@ -43,14 +43,14 @@ class Answer:
                 break
         return TextDelta(text, tuple(logprobs))
 
-    def end(self, finish: str) -> TextDelta:
+    def end(self, finish: str, queued_s: float | None = None) -> TextDelta:
         """The last delta: what was held back, why it ended, what it cost."""
         text = ""
         if not self.is_stopped:
             text, self.is_stopped = self._matcher.feed(self._detokenizer.flush())
         if not self.is_stopped:
             text += self._matcher.flush()
-        usage = Usage(self._prompt_tokens, self._count, self._cached_tokens)
+        usage = Usage(self._prompt_tokens, self._count, self._cached_tokens, queued_s)
         return TextDelta(text, finish="stop" if self.is_stopped else finish, usage=usage)
 
     def _logprob(self, entries: Sequence[Any]) -> TokenLogprob:

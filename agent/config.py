@@ -169,10 +169,14 @@ class ModelSettings(Slice):
     """`store` holds artefacts and engines; empty: the node's state folder.
 
     `budget_gb`: most that the store may take, 0: what the disk has. What is neither wanted nor in use goes first, least recently used.
+    `idle_s`: a text model that nobody asked for so long is taken out of memory, and loaded again for who asks next; 0: it stays warm.
+    `keep_free_mb`: with less memory free than this, the text model that rested longest is taken out, if it rested for half a minute.
     """
 
     store: Path | None = None
     budget_gb: float = Field(default=0.0, ge=0)
+    idle_s: float = Field(default=0.0, ge=0)
+    keep_free_mb: int = Field(default=128, ge=0)
     serve: tuple[str, ...] = ("smollm2-135m-instruct", "all-minilm-l6-v2")
     aliases: dict[str, str] = Field(default_factory=dict)
 

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 
-from agent.state import Actual, Prepared, Renewed, Serving
+from agent.state import Actual, Asleep, Prepared, Renewed, Serving
 from models.store import Store
 
 
 def folders_in_use(actual: Actual) -> frozenset[Path]:
     states = (*actual.models.values(), *actual.renewals.values())
-    return frozenset(state.folder for state in states if isinstance(state, Prepared | Serving | Renewed))
+    return frozenset(state.folder for state in states if isinstance(state, Prepared | Serving | Asleep | Renewed))
 
 
 class EngineLocks:

@@ -46,7 +46,7 @@ from agent.link.store import StoreError as LinkStoreError
 from agent.mode import Health, ModePolicy, ModeState
 from agent.model_events import ModelEvents
 from agent.orders import Orders
-from agent.plan import wanted_models
+from agent.plan import RestPolicy, wanted_models
 from agent.preflight import checked, key_digests
 from agent.prepare import preparer_of
 from agent.protocol.messages import Desired as DesiredDocument
@@ -55,7 +55,7 @@ from agent.reconcile import Reconciler
 from agent.sdnotify import notify
 from agent.served import ServedModels, WithLanguage
 from agent.standby import Standby
-from agent.state import Broken, Serving, WorkerName
+from agent.state import Asleep, Broken, Serving, WorkerName
 from agent.supervision.incarnation import SupervisionSettings
 from agent.supervision.process import worker_command
 from agent.supervision.state import Quarantined, WorkerState
@@ -65,6 +65,7 @@ from agent.telemetry.generic import Reading, boot_clock_s, clock_is_synced, kern
 from agent.telemetry.sensors import open_sensors
 from agent.text import TextService
 from agent.view import View
+from agent.warmth import Warmth
 from agent.watchdog import SignsOfLife, feed_watchdog
 from models.catalog import CatalogError
 from models.durable import StoreError, exclusive
@@ -149,9 +150,8 @@ class _Node:
         self._served = ServedModels(self._workers, settings.models.aliases, settings.worker.context_tokens)
         self._preparer = preparer_of(settings, store, lambda: known.pinned(store, wanted_models(desired.value)))
         preparation, options = WithLanguage(self._preparer, self._served), node_options(settings, store)
-        accepts_unverified = settings.convert.accept_unverified
-        told = self.cameras.told
-        self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, accepts_unverified, told)
+        trusting, rest = settings.convert.accept_unverified, RestPolicy(settings.models.idle_s, settings.models.keep_free_mb << 20)
+        self._reconciler = Reconciler(self._desired, known.find, preparation, self._workers, options, trusting, self.cameras.told, rest)
         self.cameras.connect(self._workers["vision"], self._workers["text"], self._desired, self._reconciler, known.find)
         self._served.reconciler = self._reconciler
         self._desired.on_change = self._reconciler.wake
@@ -181,7 +181,7 @@ class _Node:
             self.cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
 
     async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
-        text = TextService(self._served.resolve)
+        text = TextService(self._served.resolve, Warmth(self._reconciler, self._workers["text"]))
         gateway = GatewaySide(self.settings, text, self._served, partial(self._history.add, "gateway"))
         services = Services(
             node_id=self.settings.node.id,
@@ -262,6 +262,7 @@ class _Node:
             inflight=lambda: self._in_flight(),  # noqa: PLW0108 — known only once the application is made
             probe_primary=self._probe_primary if primary.url and self.settings.mqtt.host else None,
             on_change=self._mode_changed,
+            prepare=Warmth(self._reconciler, self._workers["text"]).warm_up,
             policy=policy,
             probe_interval_s=primary.interval_s,
             probe_timeout_s=primary.timeout_s + 1.0,
@@ -309,7 +310,7 @@ class _Node:
         """Ready with one model to ask; degraded when nothing is on its way to becoming one."""
         states = self._reconciler.actual.models
         wanted = self._desired.value.models
-        if not wanted or any(isinstance(states.get(model), Serving) for model in wanted):
+        if not wanted or any(isinstance(states.get(model), Serving | Asleep) for model in wanted):
             return "ready"
         is_hopeless = all(isinstance(states.get(model), Broken) for model in wanted) or isinstance(self._workers["text"].state, Quarantined)
         return "degraded" if is_hopeless else "starting"

@@ -8,14 +8,22 @@ from typing import Any
 
 from agent.http.collaborators import AttemptView, BuildView, ModelView
 from agent.patience import CANCELLED
-from agent.state import Broken, ModelState, NotRenewed, Prepared, Preparing, Renewal, Renewed, Renewing, Serving
+from agent.state import Asleep, Broken, ModelState, NotRenewed, Prepared, Preparing, Renewal, Renewed, Renewing, Serving
 from models.manifest import Manifest
 
-REPORTED = {"Preparing": "building", "Prepared": "ready", "Serving": "serving", "Broken": "failed"}
+REPORTED = {"Preparing": "building", "Prepared": "ready", "Serving": "serving", "Asleep": "serving", "Broken": "failed"}
 
 
-def model_view(name: str, state: ModelState, renewal: Renewal | None, manifest: Manifest | None, aliases: Sequence[str]) -> ModelView:
-    record = state.record if isinstance(state, Prepared | Serving) else {}
+def model_view(
+    name: str,
+    state: ModelState,
+    renewal: Renewal | None,
+    manifest: Manifest | None,
+    aliases: Sequence[str],
+    unloads: Mapping[str, int],
+    reloads: int,
+) -> ModelView:
+    record = state.record if isinstance(state, Prepared | Serving | Asleep) else {}
     key, verdict = record.get("key", {}), record.get("verdict", {})
     return ModelView(
         name=name,
@@ -26,9 +34,12 @@ def model_view(name: str, state: ModelState, renewal: Renewal | None, manifest: 
         verdict=("passed" if verdict.get("passed") else "failed") if verdict else "",
         licence=manifest.licence if manifest else "",
         figures=_figures(verdict),
-        is_current=state.is_current if isinstance(state, Prepared | Serving) else True,
+        is_current=state.is_current if isinstance(state, Prepared | Serving | Asleep) else True,
         build=build_view(state, renewal),
         ladder=ladder_of(verdict),
+        asleep=state.reason if isinstance(state, Asleep) else "",
+        unloads=unloads,
+        reloads=reloads,
     )
 
 

@@ -22,7 +22,7 @@ from agent.protocol.operations import (
 )
 from agent.reconcile import Reconciler
 from agent.settling import model_gone, model_settled, pipeline_settled
-from agent.state import Absent, Broken, ModelState, NotRenewed, Prepared, Preparing, Refused, Renewing, Serving
+from agent.state import Absent, Asleep, Broken, ModelState, NotRenewed, Prepared, Preparing, Refused, Renewing, Serving
 from models.catalog import CatalogError
 from models.manifest import Manifest, manifest_digest
 
@@ -90,7 +90,7 @@ class Orders:
         wanted. Raises CommandFailed."""
         model = self._known_name(name)
         has_ended = self._reconciler.cancel(model)
-        if self._desired.is_ordered(model) and not isinstance(self._reconciler.actual.models.get(model), Prepared | Serving):
+        if self._desired.is_ordered(model) and not isinstance(self._reconciler.actual.models.get(model), Prepared | Serving | Asleep):
             with _on_disk():
                 self._desired.want_model(model, False)
         return has_ended

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent.state import (
     Absent,
     Actual,
+    Asleep,
     Broken,
     Desired,
     NotRenewed,
@@ -19,7 +20,10 @@ from agent.state import (
     Renewing,
     Running,
     Serving,
+    SleepReason,
 )
+
+QUIET_S = 30.0  # short memory does not take a model out under somebody who is between two turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,14 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """Take a model out of memory that is still wanted."""
+
+    model: str
+    reason: SleepReason
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     pipeline: str
 
@@ -63,7 +75,15 @@ class Stop:
     pipeline: str
 
 
-Step = Prepare | Renew | Open | Swap | Close | Start | Stop
+Step = Prepare | Renew | Open | Swap | Close | Sleep | Start | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class RestPolicy:
+    """How long a text model that nobody asks stays in memory (0: for good), and how much memory is kept free at its cost (0: none)."""
+
+    idle_s: float = 0.0
+    keep_free_bytes: int = 0
 
 
 def wanted_models(desired: Desired) -> tuple[str, ...]:
@@ -72,11 +92,12 @@ def wanted_models(desired: Desired) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*desired.models, *(model for model in needed if model)]))
 
 
-def plan(desired: Desired, actual: Actual, now_s: float) -> list[Step]:
+def plan(desired: Desired, actual: Actual, now_s: float, rest: RestPolicy = RestPolicy()) -> list[Step]:
     """The steps that bring `actual` closer to `desired` at the monotonic time `now_s`; empty when nothing can or need be done."""
     return [
         *_stops(desired, actual),
         *_closes(desired, actual),
+        *_sleeps(desired, actual, now_s, rest),
         *_opens(desired, actual),
         *_builds(desired, actual, now_s),
         *_starts(desired, actual, now_s),
@@ -102,13 +123,36 @@ def _runs(state: PipelineState, actual: Actual) -> bool:
     return isinstance(state, Running) and state.incarnation == actual.workers.get("vision")
 
 
+def _sleeps(desired: Desired, actual: Actual, now_s: float, rest: RestPolicy) -> Iterator[Step]:
+    """Who rested too long; else, where memory is short, the one that rested longest. One at a time: then memory is looked at again."""
+    resting = sorted((actual.uses[model].last_s, model) for model in wanted_models(desired) if _rests(model, actual))
+    too_long = [model for last_s, model in resting if 0 < rest.idle_s <= now_s - last_s]
+    yield from (Sleep(model, "idle") for model in too_long)
+    is_short = actual.free_bytes is not None and actual.free_bytes < rest.keep_free_bytes
+    if is_short and not too_long and resting and now_s - resting[0][0] >= QUIET_S:
+        yield Sleep(resting[0][1], "memory")
+
+
+def _rests(model: str, actual: Actual) -> bool:
+    """Only text models do: cameras never rest. One that is about to get another engine stays, for that takes its place while it serves."""
+    state, use = actual.models.get(model), actual.uses.get(model)
+    if not isinstance(state, Serving) or use is None or use.in_flight or actual.worker_of.get(model) != "text":
+        return False
+    renewal = actual.renewals.get(model)
+    is_settled = (state.is_current and renewal is None) or isinstance(renewal, NotRenewed)
+    return is_settled and state.incarnation == actual.workers.get("text")
+
+
 def _opens(desired: Desired, actual: Actual) -> Iterator[Step]:
     for model in wanted_models(desired):
         state = actual.models.get(model, Absent())
         incarnation = actual.workers.get(actual.worker_of[model]) if model in actual.worker_of else None
-        if incarnation is None or not isinstance(state, Prepared | Serving):
+        if incarnation is None or not isinstance(state, Prepared | Serving | Asleep):
             continue
-        if isinstance(actual.renewals.get(model), Renewed):
+        if isinstance(state, Asleep):
+            if state.is_roused:
+                yield Open(model)
+        elif isinstance(actual.renewals.get(model), Renewed):
             yield Swap(model)
         elif isinstance(state, Prepared) or state.incarnation != incarnation:
             yield Open(model)

@@ -14,44 +14,44 @@ from anyio.abc import TaskGroup
 
 from agent.desired import DesiredState
 from agent.engine_options import engine_options
-from agent.errors import AgentError, WorkerLost
+from agent.errors import AgentError, WorkerLost, WorkerRefused
 from agent.patience import CANCELLED, renewal_at_s, retry_at_s
-from agent.plan import Close, Open, Prepare, Renew, Start, Step, Stop, Swap, plan
+from agent.pipelines import Pipelines
+from agent.plan import Close, Open, Prepare, Renew, RestPolicy, Sleep, Start, Step, Stop, Swap, plan
 from agent.preparation import Built, NotVerified, Preparation, PreparationFailed, Progress, Wish, is_verified
 from agent.protocol.wire import Severity
 from agent.state import (
     WORKER_OF_TASK,
     Actual,
+    Asleep,
     Broken,
     ModelState,
     NotRenewed,
     Prepared,
     Preparing,
-    Refused,
     Renewal,
     Renewed,
     Renewing,
-    Running,
     Serving,
+    SleepReason,
     WorkerName,
 )
 from agent.trust import LETHAL_OPENS, EngineTrust
-from agent.worker_handle import WorkerHandle, incarnation_of
-from agent.worker_protocol import CloseModel, OpenModel, ProtocolError, StartPipeline, StopPipeline
+from agent.uses import Uses
+from agent.worker_handle import WorkerHandle, close_model, incarnation_of, open_model
+from agent.worker_protocol import ProtocolError
 from models.catalog import CatalogError
+from models.engines.free_memory import available_bytes
 from models.manifest import Manifest
-from models.record import to_mapping
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
-OPEN_DEADLINE_S = 300.0
-PIPELINE_DEADLINE_S = 30.0
 
 
 class Reconciler:
     """`lookup` finds a manifest, `preparation` makes engines, `node_options` are those of every engine, `told` is what a pipeline's
-    settings become on their way to the worker.
+    settings become on their way to the worker, `rest` when models that nobody asks leave memory.
 
     Each worker is asked for one thing at a time; the workers, and the one build, do not wait for each other.
     """
@@ -65,6 +65,8 @@ class Reconciler:
         node_options: Mapping[str, Any],
         accepts_unverified: bool = False,
         told: Callable[[str, Mapping[str, Any]], dict[str, Any]] = lambda pipeline, settings: dict(settings),
+        rest: RestPolicy = RestPolicy(),  # noqa: B008 - frozen
+        free_bytes: Callable[[], int | None] = available_bytes,
     ) -> None:
         self.desired = desired
         self._lookup = lookup
@@ -72,11 +74,11 @@ class Reconciler:
         self._workers = workers
         self._node_options = node_options
         self._accepts_unverified = accepts_unverified
-        self._told = told
+        self.pipelines = Pipelines(workers["vision"], told)
+        self.uses = Uses(rest, free_bytes)
         self._models: dict[str, ModelState] = {}
         self._renewals: dict[str, Renewal] = {}
         self._wishes: dict[str, Wish] = {}
-        self._pipelines: dict[str, Running | Refused] = {}
         self._failures: dict[str, int] = {}
         self._coming: dict[str, Wish] = {}
         self._trust = EngineTrust()
@@ -95,15 +97,11 @@ class Reconciler:
         worker_of = {name: WORKER_OF_TASK[wish.manifest.task] for name, wish in self._wishes.items()}
         alive = {name: incarnation for name, incarnation in running.items() if incarnation is not None}
         models = {name: self._seen(name, state) for name, state in self._models.items()}
-        return Actual(models, dict(self._pipelines), alive, worker_of, dict(self._renewals))
+        return Actual(models, self.pipelines.states, alive, worker_of, dict(self._renewals), self.uses.now, self.uses.free_bytes())
 
     def manifest(self, model: str) -> Manifest | None:
         wish = self._wishes.get(model)
         return None if wish is None else wish.manifest
-
-    def runs(self, state: Running) -> bool:
-        """Whether the worker that has started a pipeline still lives."""
-        return state.incarnation == incarnation_of(self._workers["vision"])
 
     def wake(self) -> None:
         """Look again now; called when a worker starts or dies and when the desired state changes."""
@@ -111,15 +109,16 @@ class Reconciler:
 
     def retry(self, model: str, pipeline: str = "") -> None:
         """Somebody asks for it by hand: what failed before is due now, and its back-off begins anew."""
-        state, refused = self._models.get(model), self._pipelines.get(pipeline)
+        state = self._models.get(model)
+        self.pipelines.retry(pipeline)
         if isinstance(state, Broken):
             self._models[model] = replace(state, retry_at_s=-math.inf)
-        if isinstance(refused, Refused):
-            self._pipelines[pipeline] = replace(refused, attempts=0, retry_at_s=-math.inf)
         if isinstance(renewal := self._renewals.get(model), NotRenewed):
             self._renewals[model] = replace(renewal, attempts=0, retry_at_s=-math.inf)
         if isinstance(state, Serving) and not pipeline:
             self._models[model] = replace(state, is_current=False)  # what it was made from may have changed
+        if isinstance(state, Asleep):
+            self._models[model] = replace(state, is_current=False, is_roused=True)
         self._failures.pop(model, None)
         self._trust.forget(model)
         self.wake()
@@ -131,12 +130,21 @@ class Reconciler:
             scope.cancel()
         return scope is not None
 
+    def rouse(self, model: str) -> None:
+        """Somebody waits for a model: load it if it sleeps."""
+        state = self._models.get(model)
+        if isinstance(state, Asleep) and not state.is_roused:
+            self._models[model] = replace(state, is_roused=True)
+            self.wake()
+
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
             while True:
                 self._woken = anyio.Event()
                 self.ticked_s = anyio.current_time()
-                for step in plan(self.desired.value, self.actual, anyio.current_time()):
+                steps = plan(self.desired.value, self.actual, anyio.current_time(), self.uses.policy)
+                self.uses.is_crowded = False
+                for step in steps:
                     self._begin(step, tasks)
                 with anyio.move_on_after(TICK_S):
                     await self._woken.wait()
@@ -163,7 +171,7 @@ class Reconciler:
             case Close(model=model):
                 self._forget(model)
             case Stop(pipeline=pipeline):
-                self._pipelines.pop(pipeline, None)
+                self.pipelines.forget(pipeline)
                 self._announce()
             case _:
                 raise AssertionError(f"{step} asks no worker")
@@ -171,7 +179,7 @@ class Reconciler:
     def _needed(self, step: Step) -> WorkerName | None:
         """The worker that has to be asked for a step."""
         match step:
-            case Open(model=model) | Swap(model=model):
+            case Open(model=model) | Swap(model=model) | Sleep(model=model):
                 return self._worker_of(model)
             case Close(model=model):
                 state, worker = self._models.get(model), self._worker_of(model)
@@ -179,8 +187,7 @@ class Reconciler:
                 is_opening = worker is not None and self._asked.get(worker) in (Open(model), Swap(model))
                 return worker if is_held or is_opening else None
             case Stop(pipeline=pipeline):
-                running = self._pipelines.get(pipeline)
-                return "vision" if isinstance(running, Running) and self.runs(running) else None
+                return "vision" if self.pipelines.must_be_asked_to_stop(pipeline) else None
             case Start():
                 return "vision"
             case _:
@@ -199,20 +206,22 @@ class Reconciler:
                         is_done = await self._swap(model, worker, incarnation)
                     case Close(model=model):
                         is_done = await self._close(model, worker)
+                    case Sleep(model=model, reason=reason):
+                        is_done = await self._sleep(model, worker, reason)
                     case Start(pipeline=pipeline):
-                        is_done = await self._start(pipeline, worker, incarnation)
+                        settings = self.desired.value.pipelines.get(pipeline)
+                        is_done = settings is None or await self.pipelines.start(pipeline, settings, incarnation)
+                        self._announce()
                     case Stop(pipeline=pipeline):
-                        is_done = await self._stop(pipeline, worker)
+                        is_done = await self.pipelines.stop(pipeline)
+                        self._announce()
         finally:
             del self._asked[name]
         if is_done:  # else the worker is lost: its next state wakes us
             self.wake()
 
     async def _prepare(self, model: str) -> None:
-        def progress(phase: str, fraction: float, message: str = "") -> None:
-            self._set(model, Preparing(phase, fraction, message))
-
-        built = await self._make(model, self._preparation.prepare, self._wishes, progress)
+        built = await self._make(model, self._preparation.prepare, self._wishes, lambda *done: self._set(model, Preparing(*done)))
         if isinstance(built, Built):
             logger.info("model %s is ready in %s", model, built.folder)
             self._set(model, Prepared(built.folder, built.record, built.is_current))
@@ -221,10 +230,7 @@ class Reconciler:
         self.wake()
 
     async def _renew(self, model: str) -> None:
-        def progress(phase: str, fraction: float, message: str = "") -> None:
-            self._set_renewal(model, Renewing(phase, fraction, message))
-
-        built = await self._make(model, self._preparation.renew, self._coming, progress)
+        built = await self._make(model, self._preparation.renew, self._coming, lambda *done: self._set_renewal(model, Renewing(*done)))
         state = self._models.get(model)
         if not isinstance(state, Serving | Prepared):
             self._renewals.pop(model, None)
@@ -260,7 +266,7 @@ class Reconciler:
 
     async def _open(self, model: str, worker: WorkerHandle, incarnation: int) -> bool:
         state = self._models.get(model)
-        if not isinstance(state, Prepared | Serving):
+        if not isinstance(state, Prepared | Serving | Asleep):
             return True
         try:
             details = await self._opened(self._wishes[model], state.folder, state.record, worker)
@@ -271,11 +277,36 @@ class Reconciler:
                 self._break(model, PreparationFailed(text, "lethal"))
             return False
         except (AgentError, ProtocolError) as error:  # it lives and said no
+            if isinstance(state, Asleep) and isinstance(error, WorkerRefused) and error.reason == "memory":
+                self._sleep_on(model, state, error)
+                return True
             self._trust.distrust(model, state.folder)
             self._break(model, PreparationFailed(str(error)))
             return True
         self._set(model, Serving(state.folder, state.record, incarnation, details, state.is_current))
+        if isinstance(state, Asleep):
+            self.uses.reloads[model] += 1
+            self.on_note("info", model, "is in memory again")
         return True
+
+    async def _sleep(self, model: str, worker: WorkerHandle, reason: SleepReason) -> bool:
+        """Asleep before it is closed: whoever asks meanwhile has it opened again."""
+        state = self._models.get(model)
+        if not isinstance(state, Serving) or self.uses.is_at_work(model):
+            return True
+        self._set(model, Asleep(state.folder, state.record, reason, state.is_current))
+        why = self.uses.unloaded(model, reason)
+        logger.info("model %s is taken out of memory: %s", model, why)
+        self.on_note("info", model, f"is taken out of memory: {why}")
+        await close_model(worker, model)
+        return True
+
+    def _sleep_on(self, model: str, state: Asleep, refusal: WorkerRefused) -> None:
+        """It was asked for, and has no room: another that rests may make some before somebody asks again."""
+        self.uses.is_crowded = True
+        logger.warning("model %s stays out of memory: %s", model, refusal)
+        self.on_note("warning", model, f"stays out of memory: {refusal}")
+        self._set(model, replace(state, is_roused=False))
 
     async def _swap(self, model: str, worker: WorkerHandle, incarnation: int) -> bool:
         renewed = self._renewals.get(model)
@@ -298,53 +329,21 @@ class Reconciler:
         return True
 
     async def _opened(self, wish: Wish, folder: Path, record: Mapping[str, Any], worker: WorkerHandle) -> Mapping[str, Any]:
-        name, task = wish.manifest.name, wish.manifest.task
         if not is_verified(record) and not (self._accepts_unverified or wish.build.get("accept_unverified")):
-            raise NotVerified(name, folder, record)
-        options = engine_options(self._node_options, record)
-        done, _ = await worker.call(OpenModel(0, name, to_mapping(wish.manifest), str(folder), options), deadline_s=OPEN_DEADLINE_S)
-        logger.info("model %s is served by the %s worker from %s", name, WORKER_OF_TASK[task], folder.name)
-        return done.result
+            raise NotVerified(wish.manifest.name, folder, record)
+        return await open_model(worker, wish.manifest, folder, engine_options(self._node_options, record))
 
     async def _close(self, model: str, worker: WorkerHandle) -> bool:
-        try:
-            await worker.call(CloseModel(0, model), deadline_s=PIPELINE_DEADLINE_S)
-        except AgentError as error:
-            logger.warning("model %s was not closed: %s", model, error)
+        await close_model(worker, model)
         self._forget(model)
         return True
 
-    async def _start(self, pipeline: str, worker: WorkerHandle, incarnation: int) -> bool:
-        settings = self.desired.value.pipelines.get(pipeline)
-        if settings is None:
-            return True
-        try:
-            await worker.call(StartPipeline(0, pipeline, self._told(pipeline, settings)), deadline_s=PIPELINE_DEADLINE_S)
-        except WorkerLost:
-            return False
-        except (AgentError, ProtocolError) as error:
-            earlier = self._pipelines.get(pipeline)
-            attempts = earlier.attempts + 1 if isinstance(earlier, Refused) else 1
-            logger.warning("pipeline %s does not start: %s", pipeline, error)
-            self._pipelines[pipeline] = Refused(settings, str(error), attempts, retry_at_s(attempts))
-        else:
-            self._pipelines[pipeline] = Running(settings, incarnation)
-        self._announce()
-        return True
-
-    async def _stop(self, pipeline: str, worker: WorkerHandle) -> bool:
-        try:
-            await worker.call(StopPipeline(0, pipeline), deadline_s=PIPELINE_DEADLINE_S)
-        except AgentError as error:
-            logger.warning("pipeline %s was not stopped: %s", pipeline, error)
-        self._pipelines.pop(pipeline, None)
-        self._announce()
-        return True
-
     def _seen(self, model: str, state: ModelState) -> ModelState:
-        if not isinstance(state, Serving | Prepared):
+        if not isinstance(state, Serving | Prepared | Asleep):
             return state
         is_current = state.is_current and self._wishes[model].build == self.desired.value.builds.get(model, {})
+        if isinstance(state, Asleep):
+            return replace(state, is_current=is_current)
         if isinstance(state, Serving) and self._is_held(model, state):
             return replace(state, is_current=is_current)
         return Prepared(state.folder, state.record, is_current)
@@ -374,6 +373,8 @@ class Reconciler:
         if isinstance(state, Serving) and state.is_current:
             self._failures.pop(model, None)
             self._trust.forget(model)
+        if isinstance(state, Serving):
+            self.uses.begin(model)
         self._models[model] = state
         self._announce()
 
@@ -386,6 +387,7 @@ class Reconciler:
         self._trust.forget(model)
         for kept in (self._models, self._renewals, self._wishes, self._coming, self._failures):
             kept.pop(model, None)
+        self.uses.forget(model)
         self._announce()
 
     async def next_change(self) -> None:

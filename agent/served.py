@@ -11,7 +11,7 @@ from anyio import to_thread
 from agent.http.collaborators import ServiceFailure
 from agent.preparation import Built, Preparation, PreparationFailed, Progress, Wish
 from agent.reconcile import Reconciler
-from agent.state import WORKER_OF_TASK, Broken, Serving, WorkerName
+from agent.state import WORKER_OF_TASK, Asleep, Broken, Serving, WorkerName
 from agent.supervision.worker import Worker
 from agent.text import Served
 from models.chat_template import ChatTemplate, ChatTemplateError
@@ -56,7 +56,10 @@ class ServedModels:
         self._languages[folder] = language
 
     def resolve(self, name: str) -> Served:
-        """Raises ServiceFailure: unknown_model for a name nobody asked to serve, not_ready while it is on its way."""
+        """What sleeps is answered for too: it is loaded once its worker is asked (see Reconciler.using).
+
+        Raises ServiceFailure: unknown_model for a name nobody asked to serve, not_ready while it is on its way.
+        """
         model = self.canonical(name)
         reconciler = self.reconciler
         state = reconciler.actual.models.get(model) if reconciler else None
@@ -65,13 +68,14 @@ class ServedModels:
             raise ServiceFailure("unknown_model", f"there is no model {name[:200]!r} on this node; see /v1/models")
         if isinstance(state, Broken):
             raise ServiceFailure("not_ready", f"{model} could not be made ready: {state.message}")
-        if manifest is None or not isinstance(state, Serving):
+        if manifest is None or not isinstance(state, Serving | Asleep):
             raise ServiceFailure("not_ready", f"{model} is being prepared; ask again in a moment")
         language = self._languages.get(state.folder)
         if language is None:
             raise ServiceFailure("invalid", f"{model} is a model for {manifest.task}; it has no text endpoint")
         worker = self._workers[WORKER_OF_TASK[manifest.task]]
-        return Served(worker, manifest, state.folder, language.tokenizer, language.template, self._context(manifest))
+        context_tokens, is_asleep = self._context(manifest), isinstance(state, Asleep)
+        return Served(worker, manifest, state.folder, language.tokenizer, language.template, context_tokens, is_asleep)
 
     def canonical(self, name: str) -> str:
         """The manifest's name for a name or alias; an unknown one comes back unchanged."""

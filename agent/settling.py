@@ -43,7 +43,7 @@ async def pipeline_settled(reconciler: Reconciler, pipeline: str, settings: Mapp
         state, model_state = actual.pipelines.get(pipeline), actual.models.get(model)
         if reconciler.desired.value.pipelines.get(pipeline) != settings:
             return Refused(settings, "a newer order took its place", 0, 0.0)
-        if isinstance(state, Running) and state.settings == settings and reconciler.runs(state):
+        if isinstance(state, Running) and state.settings == settings and reconciler.pipelines.runs(state):
             return state
         if isinstance(state, Refused) and state.settings == settings and state is not first:
             return state

@@ -20,7 +20,6 @@ from agent.link.store import StoreError
 from agent.mode import Allowed, Autonomy, Facts, Health, ModePolicy, ModeState, Refused, advance, may_serve
 from agent.protocol import lease as leases
 from agent.protocol.lease import Decision, LeaseOrder, LeaseState
-from agent.protocol.wire import LeaseKind
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +36,8 @@ class StandbyStore(Protocol):
 class Standby:
     """`run()` ticks, probes the primary while the coordinator is out of reach, and keeps autonomy durable (L8).
 
-    `lease` and `autonomy` are what the store held at start. `prepare` warms up what a lease needs and may raise
-    CommandFailed. `probe_primary` answers whether one real request succeeded and never raises; None: no autonomy.
+    `lease` and `autonomy` are what the store held at start. `prepare` warms up what a lease needs before `activate` is done.
+    `probe_primary` answers whether one real request succeeded and never raises; None: no autonomy.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Standby:
         inflight: Callable[[], int],
         probe_primary: Callable[[], Awaitable[bool]] | None,
         on_change: Callable[[ModeState, ModeState], None],
-        prepare: Callable[[LeaseKind], Awaitable[None]] | None = None,
+        prepare: Callable[[], Awaitable[None]] | None = None,
         policy: ModePolicy = ModePolicy(),  # noqa: B008 - frozen
         probe_interval_s: float = 30.0,
         probe_timeout_s: float = 10.0,
@@ -137,7 +136,7 @@ class Standby:
         try:
             if self._prepare is not None:
                 await progress(None, "warming up")
-                await self._prepare(order.kind)
+                await self._prepare()
             while self.state.mode not in ("active", "standby", "autonomous"):
                 if self._health() == "degraded":
                     raise CommandFailed(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Settings = Mapping[str, Any]
 WorkerName = Literal["text", "vision"]
+SleepReason = Literal["idle", "memory"]
 
 WORKER_OF_TASK: dict[str, WorkerName] = {
     "generation": "text",
@@ -66,6 +67,17 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class Asleep:
+    """Taken out of memory because nobody asked for it (`idle`) or memory was short (`memory`); loaded again once somebody asks."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    reason: SleepReason
+    is_current: bool = True
+    is_roused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """Could not be prepared or loaded; tried again at `retry_at_s` (monotonic; infinite: when somebody asks for it)."""
 
@@ -74,7 +86,7 @@ class Broken:
     retry_at_s: float
 
 
-ModelState = Absent | Preparing | Prepared | Serving | Broken
+ModelState = Absent | Preparing | Prepared | Serving | Asleep | Broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +140,22 @@ PipelineState = Running | Refused
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """What is asked of a model: requests that it answers now, and when (monotonic) it was last loaded or asked."""
+
+    last_s: float
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Actual:
-    """`workers` gives the incarnation of each worker that is running now; one that is not has no entry."""
+    """`workers` gives the incarnation of each worker that is running now; one that is not has no entry. `free_bytes` of memory; None: not
+    known, or nobody cares."""
 
     models: Mapping[str, ModelState] = field(default_factory=dict)
     pipelines: Mapping[str, PipelineState] = field(default_factory=dict)
     workers: Mapping[WorkerName, int] = field(default_factory=dict)
     worker_of: Mapping[str, WorkerName] = field(default_factory=dict)
     renewals: Mapping[str, Renewal] = field(default_factory=dict)
+    uses: Mapping[str, Use] = field(default_factory=dict)
+    free_bytes: int | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -35,7 +35,8 @@ CONTEXT_TOKENS = 8  # of a begun text: enough to hold its last character and the
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model that is open in `worker` under its manifest's name. `context_tokens`: of one sequence, as the engine was opened."""
+    """A model that is open in `worker` under its manifest's name, or will be when somebody asks (`is_asleep`). `context_tokens`: of one
+    sequence, as the engine was opened."""
 
     worker: Worker
     manifest: Manifest
@@ -43,6 +44,7 @@ class Served:
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
     context_tokens: int = 0
+    is_asleep: bool = False
 
 
 class Embeddings(NamedTuple):
@@ -52,15 +54,25 @@ class Embeddings(NamedTuple):
     tokens: int
 
 
+class Warmth(Protocol):
+    """Who loads models that sleep; see agent/reconcile.py."""
+
+    def using(self, model: str) -> AbstractContextManager[None]: ...
+
+    def rouse(self, model: str) -> None: ...
+
+
 class TextService:
     """`resolve` gives what serves a name or an alias, or raises ServiceFailure (unknown_model, not_ready).
 
+    `warmth` is told what is used; a request for a model that sleeps waits until it is loaded, at most until its own deadline.
     A request whose worker dies before anything of the answer was given out is asked once more, at most `retry_s` later. All methods
     raise AgentError: ServiceFailure, WorkerRefused, WorkerLost.
     """
 
-    def __init__(self, resolve: Callable[[str], Served], retry_s: float = 30.0) -> None:
+    def __init__(self, resolve: Callable[[str], Served], warmth: Warmth, retry_s: float = 30.0) -> None:
         self._resolve = resolve
+        self._warmth = warmth
         self._retry_s = retry_s
 
     def chat_prompt(
@@ -111,17 +123,20 @@ class TextService:
             reports = served.worker.stream(_generate(served, prompt, sampling, left_s), payload, left_s)
             return reports, await anext(reports)
 
-        answer = Answer(self._resolve(model).tokenizer, len(prompt), sampling.stop, prompt[-CONTEXT_TOKENS:] if continues else ())
-        reports, report = await self._persist(model, ends_at_s, begin)
-        async with aclosing(reports):
-            while isinstance(report, Tokens):
-                delta = answer.feed(report)
-                if delta.text or delta.logprobs:
-                    yield delta
-                if answer.is_stopped:
-                    break
-                report = await anext(reports)
-        yield answer.end(str(report.result.get("finish", "stop")) if isinstance(report, Done) else "stop")
+        served = self._resolve(model)
+        answer = Answer(served.tokenizer, len(prompt), sampling.stop, prompt[-CONTEXT_TOKENS:] if continues else ())
+        with self._warmth.using(served.manifest.name):
+            reports, report = await self._persist(model, ends_at_s, begin)
+            async with aclosing(reports):
+                while isinstance(report, Tokens):
+                    delta = answer.feed(report)
+                    if delta.text or delta.logprobs:
+                        yield delta
+                    if answer.is_stopped:
+                        break
+                    report = await anext(reports)
+        result = report.result if isinstance(report, Done) else {}
+        yield answer.end(str(result.get("finish", "stop")), result.get("queued_s"))
 
     async def embed(self, model: str, inputs: Sequence[str | Sequence[int]], deadline_s: float = 60.0) -> Embeddings:
         """One vector per input; a text longer than the model reads is cut, as its authors do."""
@@ -157,11 +172,12 @@ class TextService:
             lengths = tuple(len(tokens) for tokens in sequences)
             return await served.worker.call(Encode(0, served.manifest.name, lengths, left_s), payload, left_s)
 
-        done, rows = await self._persist(model, ends_at_s, ask)
+        with self._warmth.using(self._resolve(model).manifest.name):
+            done, rows = await self._persist(model, ends_at_s, ask)
         return np.frombuffer(rows, "<f4").reshape(len(sequences), int(done.result["columns"])).astype(np.float32, copy=False)
 
     async def _persist(self, model: str, ends_at_s: float, ask: Callable[[Served], Awaitable[Found]]) -> Found:
-        """`ask`, and once more if the worker is lost under it, as soon as the model is open again."""
+        """`ask`, and once more if the worker is lost under it, or the model slept, as soon as it is open (again)."""
         served = self._resolve(model)
         try:
             return await ask(served)
@@ -173,7 +189,8 @@ class TextService:
             failure = _in_words_for_clients(error)
             if not _is_loading(failure):
                 raise
-        return await self._again(model, served.worker, min(ends_at_s, time.monotonic() + self._retry_s), failure, ask)
+        give_up_at_s = ends_at_s if served.is_asleep else min(ends_at_s, time.monotonic() + self._retry_s)
+        return await self._again(model, served.worker, give_up_at_s, failure, ask)
 
     async def _again(
         self, model: str, worker: Worker, give_up_at_s: float, failure: AgentError, ask: Callable[[Served], Awaitable[Found]]
@@ -182,7 +199,9 @@ class TextService:
         while (left_s := give_up_at_s - time.monotonic()) > 0:
             try:
                 await worker.until_running(left_s)
-                return await ask(self._resolve(model))
+                served = self._resolve(model)
+                self._warmth.rouse(served.manifest.name)
+                return await ask(served)
             except (WorkerRefused, ServiceFailure) as error:
                 failure = _in_words_for_clients(error)
                 if not _is_loading(failure):

@@ -21,7 +21,7 @@ from agent.plan import wanted_models
 from agent.protocol.messages import Backup, Endpoint, MetaBody, ModelState, PipelineState, StateBody
 from agent.reconcile import Reconciler
 from agent.standby import Standby
-from agent.state import Broken, Refused, Renewal, Serving
+from agent.state import Asleep, Broken, Refused, Renewal, Serving
 from agent.state import ModelState as LocalModelState
 from agent.state import Running as PipelineRunning
 from agent.supervision.state import BackingOff, Quarantined, Running, Starting, WorkerState
@@ -75,10 +75,12 @@ class View:
 
     def models(self) -> tuple[ModelView, ...]:
         actual = self._reconciler.actual
-        return tuple(
-            model_view(name, state, actual.renewals.get(name), self._reconciler.manifest(name), self._aliases(name))
-            for name, state in actual.models.items()
-        )
+        return tuple(self._model(name, state, actual.renewals.get(name)) for name, state in actual.models.items())
+
+    def _model(self, name: str, state: LocalModelState, renewal: Renewal | None) -> ModelView:
+        reconciler = self._reconciler
+        unloads: dict[str, int] = {reason: count for (model, reason), count in reconciler.uses.unloads.items() if model == name}
+        return model_view(name, state, renewal, reconciler.manifest(name), self._aliases(name), unloads, reconciler.uses.reloads[name])
 
     def _aliases(self, name: str) -> tuple[str, ...]:
         manifest = self._reconciler.manifest(name)
@@ -119,7 +121,7 @@ class View:
 
     def state_body(self) -> StateBody:
         desired, actual = self._desired.value, self._reconciler.actual
-        is_serving = all(isinstance(actual.models.get(model), Serving) for model in wanted_models(desired))
+        is_serving = all(isinstance(actual.models.get(model), Serving | Asleep) for model in wanted_models(desired))
         if is_serving and all(isinstance(actual.pipelines.get(pipeline), PipelineRunning) for pipeline in desired.pipelines):
             self._applied_revision = desired.revision
         return StateBody(

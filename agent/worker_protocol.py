@@ -48,7 +48,8 @@ class CloseModel:
 class Generate:
     """Continue the prompt in the payload (little-endian int32 token ids).
 
-    Streams `Tokens` and ends with Done{finish: stop|length, prompt_tokens, generated_tokens, cached_tokens}. A stop token is not sent.
+    Streams `Tokens` and ends with Done{finish: stop|length, prompt_tokens, generated_tokens, cached_tokens, queued_s}, the last of them
+    seconds until it had a slot. A stop token is not sent.
 
     logit_bias  (token id, what is added to its logit)
     grammar     what the text must match, in llguidance's JSON form; empty: anything
@@ -172,7 +173,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """codes: invalid, unknown_model, busy, cancelled, deadline, engine, internal. `retry_after_s`: when `busy` may be over, if known."""
+    """codes: invalid, unknown_model, busy, cancelled, deadline, engine, memory (too little to open a model), internal.
+
+    `retry_after_s`: when `busy` may be over, if known."""
 
     request: int
     code: str

@@ -62,9 +62,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Usage:
+    """`queued_s`: seconds until the model had room for it; None: not known, because the client had enough before its end."""
+
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ class ModelView:
 
     is_current  the engine that serves is the one that is wanted; else `build` says how far that one is
     ladder      what was tried until the engine was proven
+    asleep      why it is not in memory (`idle`, `memory`) though it serves: it is loaded when somebody asks; else empty
+    unloads     how often that was so, by why; `reloads`: how often somebody asked then
     """
 
     name: str
@@ -179,6 +184,9 @@ class ModelView:
     is_current: bool = True
     build: BuildView | None = None
     ladder: tuple[AttemptView, ...] = ()
+    asleep: str = ""
+    unloads: Mapping[str, int] = field(default_factory=dict)
+    reloads: int = 0
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ async def follow(text: TextService, metrics: Metrics, model: str, job: Job, each
                 is_first = False
             usage = delta.usage or usage
             await each(delta)
+    if usage.queued_s is not None:
+        metrics.queue_s.labels(model).observe(usage.queued_s)
     metrics.tokens.labels(model, "prompt").inc(usage.prompt_tokens)
     metrics.tokens.labels(model, "cached").inc(usage.cached_tokens)
     metrics.tokens.labels(model, "completion").inc(usage.completion_tokens)

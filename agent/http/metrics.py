@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,6 +30,8 @@ class Metrics:
             "hotspare_first_token_seconds", "Seconds from the start of generation to its first text.", ["model"],
             buckets=LATENCY_S, registry=registry,
         )  # fmt: skip
+        self.queue_s = Histogram("hotspare_queue_seconds", "Seconds that a sequence waited for a slot of its model.", ["model"],
+                                 buckets=LATENCY_S, registry=registry)  # fmt: skip
         self.tokens = Counter("hotspare_tokens", "Tokens read (prompt), taken from the cache (cached), written (completion).",
                               ["model", "kind"], registry=registry)  # fmt: skip
         self.in_flight = Gauge("hotspare_inference_in_flight", "Inference requests being answered.", registry=registry)
@@ -77,6 +79,12 @@ class NodeCollector:
                         [((model.name, model.task), model.status == "serving") for model in now.models])  # fmt: skip
         yield _labelled("hotspare_model_current", "1 while the engine that is wanted serves, 0 while an earlier one does.", ["model"],
                         [((model.name,), model.is_current) for model in now.models if model.status == "serving"])  # fmt: skip
+        yield _labelled("hotspare_model_asleep", "1 while the model is out of memory, to be loaded when somebody asks.", ["model"],
+                        [((model.name,), bool(model.asleep)) for model in now.models if model.status == "serving"])  # fmt: skip
+        yield _counted("hotspare_model_unloads", "Times a model was taken out of memory.", ["model", "reason"],
+                       [((model.name, reason), count) for model in now.models for reason, count in model.unloads.items()])  # fmt: skip
+        yield _counted("hotspare_model_reloads", "Times a model was loaded again because somebody asked.", ["model"],
+                       [((model.name,), model.reloads) for model in now.models])  # fmt: skip
         yield _labelled("hotspare_model_build_failed", "1 while the last build of the model's engine has failed.", ["model"],
                         [((model.name,), model.build is not None and model.build.status == "failed") for model in now.models])  # fmt: skip
         yield _labelled("hotspare_model_build_progress", "Share of a build that is done, while there is one.", ["model"],
@@ -90,14 +98,18 @@ class NodeCollector:
                         [((pipeline.id,), pipeline.fps) for pipeline in now.pipelines])  # fmt: skip
         yield _labelled("hotspare_pipeline_latency_ms", "Milliseconds from capture to result.", ["pipeline"],
                         [((pipeline.id,), pipeline.latency_ms) for pipeline in now.pipelines])  # fmt: skip
-        crossings = CounterMetricFamily("hotspare_pipeline_crossings", "Objects that crossed the line.", labels=["pipeline", "label"])
-        for pipeline in now.pipelines:
-            for label, count in pipeline.counts.items():
-                crossings.add_metric((pipeline.id, label), count)
-        yield crossings
+        crossings = [((pipeline.id, label), count) for pipeline in now.pipelines for label, count in pipeline.counts.items()]
+        yield _counted("hotspare_pipeline_crossings", "Objects that crossed the line.", ["pipeline", "label"], crossings)
 
 
-def _labelled(name: str, words: str, labels: list[str], rows: list[tuple[tuple[str, ...], float]]) -> Metric:
+def _counted(name: str, words: str, labels: list[str], rows: Sequence[tuple[tuple[str, ...], float]]) -> Metric:
+    family = CounterMetricFamily(name, words, labels=labels)
+    for values, count in rows:
+        family.add_metric(values, count)
+    return family
+
+
+def _labelled(name: str, words: str, labels: list[str], rows: Sequence[tuple[tuple[str, ...], float]]) -> Metric:
     family = GaugeMetricFamily(name, words, labels=labels)
     for values, figure in rows:
         family.add_metric(values, figure)

@@ -119,6 +119,7 @@ class EncoderService:
             raise Refusal("invalid", f"model {message.model} has task {manifest.task!r}; the encoder embeds and classifies")
         engine = open_engine(Path(message.folder), from_mapping(EngineOptions, message.options))
         model, before = OpenEncoder(manifest, engine), self._models.get(message.model)
+        _warm_up(model)
         if before is not None and before.columns() != model.columns():
             self._close(message.model)
         elif before is not None:
@@ -161,6 +162,16 @@ class EncoderService:
         for job in [job for job in self._jobs if is_meant(job)]:
             self._jobs.remove(job)
             self._emit(Failed(job.message.request, "cancelled", why))
+
+
+def _warm_up(model: OpenEncoder) -> None:
+    """The first pass reads weights from the disk and sets up kernels, and is nobody's to wait for."""
+    try:
+        model.run([[0]])
+        model.sequences = 0
+    except EngineError:
+        model.engine.close()
+        raise
 
 
 def pieces(lengths: Sequence[int], rows_max: int, step_tokens: int = STEP_TOKENS) -> Deque[Tuple[int, ...]]:

@@ -41,7 +41,7 @@ from agent.worker_protocol import (
     encode_frame,
     frame_lengths,
 )
-from models.engines import EngineError
+from models.engines import EngineError, TooLittleMemory
 from models.manifest import ManifestError
 from models.record import RecordError
 
@@ -195,7 +195,7 @@ class Loop:
         except Refusal as refusal:
             self.emit(Failed(message.request, refusal.code, str(refusal), refusal.retry_after_s))
         except EngineError as error:
-            self.emit(Failed(message.request, "engine", str(error)))
+            self.emit(Failed(message.request, "memory" if isinstance(error, TooLittleMemory) else "engine", str(error)))
         except (ManifestError, RecordError) as error:
             self.emit(Failed(message.request, "invalid", str(error)))
         except Exception as error:  # noqa: BLE001  # a bug in one request must not take the others with it

@@ -11,7 +11,7 @@ import numpy as np
 
 from agent.worker.loop import Emit, Refusal
 from agent.worker_protocol import Cancel, CloseModel, Done, Failed, Generate, OpenModel, Tokens
-from models.engines import EngineError, EngineOptions, GenerationEngine, open_generation_engine
+from models.engines import EngineError, EngineOptions, GenerationEngine, SlotTokens, open_generation_engine
 from models.engines.decoder import read_facts
 from models.manifest import GenerationManifest, manifest_from_mapping
 from models.record import from_mapping
@@ -100,6 +100,7 @@ class TextService:
 
     def _load(self, message: OpenModel) -> OpenText:
         engine = self._open_engine(Path(message.folder), from_mapping(EngineOptions, message.options))
+        _warm_up(engine)
         return OpenText(message, engine, Scheduler(engine, self._settings, constrain=_constrain(Path(message.folder), engine)))
 
     def _close(self, name: str) -> None:
@@ -148,6 +149,7 @@ class TextService:
             "prompt_tokens": output.prompt_tokens,
             "generated_tokens": output.generated_tokens,
             "cached_tokens": output.cached_tokens,
+            "queued_s": round(output.queued_s, 6),
         }
         self._emit(Done(output.number, result))
 
@@ -156,6 +158,17 @@ class TextService:
             self._emit(Failed(number, code, message))
         model.requests.clear()
         model.engine.close()
+
+
+def _warm_up(engine: GenerationEngine) -> None:
+    """A prompt and one token more: the first passes read weights from the disk and set up kernels, and are nobody's to wait for."""
+    try:
+        engine.step([SlotTokens(0, [0] * min(16, engine.context_tokens - 1))])
+        engine.step([SlotTokens(0, [0])])
+        engine.truncate(0, 0)
+    except EngineError:
+        engine.close()
+        raise
 
 
 def _request(message: Generate, payload: bytes, adapters: Sequence[str]) -> GenerationRequest:

@@ -19,6 +19,10 @@ class EngineError(RuntimeError):
     """An engine could not be opened or run; the message names the artefact, the cause and the remedy."""
 
 
+class TooLittleMemory(EngineError):
+    """An engine was not opened because it would not fit; nothing was loaded. The message has the figures."""
+
+
 class DeviceLost(BaseException):
     """The CUDA context of this process is broken, for every engine in it: the process has to end and another to start.
 

@@ -7,6 +7,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 
 from models.engines import EngineError
+from models.engines.free_memory import granted
 
 
 class SlotRows:
@@ -63,11 +64,11 @@ class SlotRows:
 
 
 class KeyValueCache(SlotRows):
-    """float32 buffers [slots, kv_heads, capacity, head_dim], allocated once; the kernel commits pages only as tokens arrive."""
+    """float32 buffers [slots, kv_heads, capacity, head_dim], taken once and whole."""
 
     def __init__(self, names: Sequence[str], slots: int, kv_heads: int, capacity: int, head_dim: int) -> None:
         super().__init__(slots, capacity)
-        self.buffers: Dict[str, np.ndarray] = {name: np.zeros((slots, kv_heads, capacity, head_dim), np.float32) for name in names}
+        self.buffers: Dict[str, np.ndarray] = {name: granted((slots, kv_heads, capacity, head_dim), np.float32) for name in names}
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         for buffer in self.buffers.values():

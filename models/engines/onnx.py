@@ -16,7 +16,7 @@ import onnxruntime
 from models.device import Device, probe_device
 from models.durable import sha256_of
 from models.engine_record import proven_provider, read_record
-from models.engines import EngineError, EngineOptions, SlotTokens, TensorSpec
+from models.engines import EngineError, EngineOptions, SlotTokens, TensorSpec, TooLittleMemory
 from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
 from models.engines.free_memory import available_bytes, memory_refusal
@@ -72,7 +72,7 @@ def open_generation_engine(folder: Path, options: EngineOptions) -> OnnxGenerati
     weight_bytes = sum(file.stat().st_size for file in folder.glob(f"{ARTEFACT}*"))
     refusal = memory_refusal(weight_bytes, facts.cache_bytes(options.slots, capacity), options.slots, capacity, available_bytes())
     if refusal is not None:
-        raise EngineError(f"{folder}: {refusal}")
+        raise TooLittleMemory(f"{folder}: {refusal}")
     session = _open_session(folder / ARTEFACT, options)
     _check_decoder(session, facts, folder)
     if not CONTINUES_PROMPTS:

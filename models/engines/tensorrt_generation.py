@@ -16,7 +16,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from models.engines import DeviceLost, EngineError, EngineOptions, SlotTokens, TensorSpec
+from models.engines import DeviceLost, EngineError, EngineOptions, SlotTokens, TensorSpec, TooLittleMemory
 from models.engines.decoder import DecoderFacts, check_step, read_facts
 from models.engines.device_cache import ALIGNMENT, DeviceKeyValueCache, aligned_tokens
 from models.engines.device_memory import DeviceMemory
@@ -59,7 +59,7 @@ def open_generation(folder: Path, plan: Plan, memory: DeviceMemory, options: Eng
     free = max(memory.free_bytes(), (available_bytes() or 0) if memory.is_mapped else 0)
     refusal = memory_refusal(0, cache_bytes, options.slots, capacity, free)
     if refusal is not None:
-        raise EngineError(f"{folder}: {refusal}")
+        raise TooLittleMemory(f"{folder}: {refusal}")
     cache = DeviceKeyValueCache(memory, 2 * facts.layers, options.slots, min(capacity, row_tokens), row_tokens, token_bytes)
     return TensorRtGenerationEngine(plan, memory, facts, cache, bounds, options.cuda_graph)
 

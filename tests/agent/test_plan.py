@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.plan import Close, Open, Prepare, Renew, Start, Step, Stop, Swap, plan, wanted_models
+from agent.plan import QUIET_S, Close, Open, Prepare, Renew, RestPolicy, Sleep, Start, Step, Stop, Swap, plan, wanted_models
 from agent.state import (
     Absent,
     Actual,
+    Asleep,
     Broken,
     Desired,
     ModelState,
@@ -26,6 +28,7 @@ from agent.state import (
     Renewing,
     Running,
     Serving,
+    Use,
 )
 
 FOLDER = Path("/engines/x")
@@ -120,6 +123,56 @@ def test_a_new_worker_gets_the_new_engine_at_once() -> None:
 
 def test_what_is_not_wanted_is_not_renewed() -> None:
     assert plan(Desired(), renewing(Renewing()), 0.0) == [Close("chat")]
+
+
+TEXT: dict[str, Any] = {"workers": {"text": 1}, "worker_of": {"chat": "text", "code": "text"}}
+BOTH = Desired(("chat", "code"))
+HOUR = RestPolicy(idle_s=3600.0)
+ROOMY = RestPolicy(keep_free_bytes=100)
+
+
+def used(chat: Use, code: Use, free_bytes: int | None = None, **changes: Any) -> Actual:
+    return Actual({"chat": serving(), "code": serving()}, uses={"chat": chat, "code": code}, free_bytes=free_bytes, **{**TEXT, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rest", "chat", "code", "free_bytes", "steps"),
+    [
+        (RestPolicy(), Use(0.0), Use(0.0), None, []),
+        (HOUR, Use(0.0), Use(9_000.0), None, [Sleep("chat", "idle")]),
+        (HOUR, Use(0.0, in_flight=1), Use(9_000.0), None, []),
+        (HOUR, Use(6_400.0), Use(6_401.0), None, [Sleep("chat", "idle")]),
+        (HOUR, Use(0.0), Use(0.0), None, [Sleep("chat", "idle"), Sleep("code", "idle")]),
+        (ROOMY, Use(9_000.0), Use(8_000.0), 100, []),
+        (ROOMY, Use(9_000.0), Use(8_000.0), 99, [Sleep("code", "memory")]),
+        (ROOMY, Use(9_000.0), Use(8_000.0, in_flight=1), 99, [Sleep("chat", "memory")]),
+        (ROOMY, Use(10_001.0 - QUIET_S), Use(10_002.0 - QUIET_S), 0, []),
+        (ROOMY, Use(9_000.0), Use(8_000.0), None, []),
+        (RestPolicy(3600.0, 100), Use(0.0), Use(9_000.0), 0, [Sleep("chat", "idle")]),
+    ],
+    ids=[
+        "warm for good", "idle for an hour", "at work for an hour", "to the second", "both idle", "enough memory",
+        "short of memory: the one that rested longest", "never one at work", "never one just asked", "memory unknown",
+        "who goes anyway makes room",
+    ],
+)  # fmt: skip
+def test_who_rests_leaves_memory(rest: RestPolicy, chat: Use, code: Use, free_bytes: int | None, steps: list[Step]) -> None:
+    assert plan(BOTH, used(chat, code, free_bytes), 10_000.0, rest) == steps
+
+
+def test_only_text_models_that_are_settled_sleep() -> None:
+    old = Use(0.0)
+    seeing: dict[str, Any] = {"workers": {"text": 1, "vision": 1}, "worker_of": {"chat": "text", "code": "vision"}}
+    assert plan(BOTH, used(old, old, **seeing), 1e4, HOUR) == [Sleep("chat", "idle")]
+    assert plan(BOTH, used(old, old, renewals={"chat": Renewing()}), 1e4, HOUR) == [Sleep("code", "idle")]
+    assert plan(BOTH, used(old, old, renewals={"chat": NotRenewed("no", 1, math.inf)}), 1e4, HOUR)[0] == Sleep("chat", "idle")
+
+
+def test_who_sleeps_is_left_alone_until_somebody_asks() -> None:
+    asleep = Asleep(FOLDER, {}, "idle", is_current=False)
+    assert plan(Desired(("chat",)), Actual({"chat": asleep}, **TEXT), 0.0) == [], "not even a newer engine is built"
+    assert plan(Desired(("chat",)), Actual({"chat": replace(asleep, is_roused=True)}, **TEXT), 0.0) == [Open("chat")]
+    assert plan(Desired(), Actual({"chat": asleep}, **TEXT), 0.0) == [Close("chat")]
 
 
 NAMES = st.sampled_from(["a", "b", "c"])

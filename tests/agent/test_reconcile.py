@@ -9,8 +9,9 @@ import anyio
 import pytest
 
 from agent.patience import CANCELLED
+from agent.plan import QUIET_S, RestPolicy
 from agent.preparation import PreparationFailed
-from agent.state import Preparing, Renewing
+from agent.state import Preparing, Renewing, Use
 from tests.agent.workshop import Workshop, built
 
 pytestmark = pytest.mark.anyio
@@ -188,3 +189,83 @@ async def test_a_bug_in_preparing_ends_one_model_only(tmp_path: Path) -> None:
     shop = Workshop(tmp_path, "chat")  # the maker has no answer, and raises IndexError
     async with shop.working():
         assert "IndexError" in (await shop.until(shop.broken, "reported")).message
+
+
+def rested(shop: Workshop, model: str, for_s: float) -> None:
+    shop.reconciler.uses._uses[model] = Use(anyio.current_time() - for_s)
+    shop.reconciler.wake()
+
+
+async def test_who_is_idle_sleeps_and_wakes_for_the_next_request(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path, "chat", rest=RestPolicy(idle_s=3600.0))
+    shop.maker.ready = [built("plan")]
+    async with shop.working():
+        await shop.until_served_by("plan")
+        with shop.warmth.using("chat"):
+            rested(shop, "code", 0.0)
+            await anyio.sleep(0.05)
+            assert shop.serving() is not None
+        rested(shop, "chat", 3601.0)
+        await shop.until(shop.asleep, "it sleeps")
+        await shop.until(lambda: "close chat" in shop.hand.asked, "its worker has let go of it")
+        with shop.warmth.using("chat"):
+            await shop.until_served_by("plan")
+            assert shop.reconciler.actual.uses["chat"].in_flight == 1
+    assert shop.hand.asked == ["open plan", "close chat", "open plan"]
+    assert (shop.reconciler.uses.unloads, shop.reconciler.uses.reloads) == ({("chat", "idle"): 1}, {"chat": 1})
+    assert shop.notes == [
+        ("info", "chat", "is taken out of memory: nobody asked for it for 3600 s"),
+        ("info", "chat", "is in memory again"),
+    ]
+
+
+async def test_short_memory_takes_out_one_at_a_time_and_stops_when_there_is_enough(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path, "chat", "code", rest=RestPolicy(keep_free_bytes=100))
+    shop.maker.ready = [built("a"), built("b")]
+    async with shop.working():
+        await shop.until(lambda: shop.serving() and shop.serving("code"), "both serve")
+        rested(shop, "chat", QUIET_S + 100)
+        rested(shop, "code", QUIET_S + 200)
+        shop.free_bytes = 99
+        shop.reconciler.wake()
+        await shop.until(lambda: shop.asleep("code"), "who rested longest sleeps")
+        shop.free_bytes = 200
+        shop.reconciler.wake()
+        await anyio.sleep(0.05)
+        assert shop.serving("chat") is not None
+    assert shop.reconciler.uses.unloads == {("code", "memory"): 1}
+
+
+async def test_who_was_asked_for_and_does_not_fit_gets_the_room_of_one_that_rests(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path, "chat", "code", rest=RestPolicy(keep_free_bytes=100))
+    shop.maker.ready = [built("a"), built("b")]
+    async with shop.working():
+        await shop.until(lambda: shop.serving() and shop.serving("code"), "both serve")
+        shop.free_bytes = 99
+        rested(shop, "code", QUIET_S + 200)
+        await shop.until(lambda: shop.asleep("code"), "it sleeps")
+        shop.free_bytes = 300
+        shop.hand.has_no_room_for.add("b")
+        rested(shop, "chat", QUIET_S + 1)
+        with shop.warmth.using("code"):
+            await shop.until(shop.asleep, "the other makes room")
+            shop.hand.has_no_room_for.clear()
+            shop.reconciler.rouse("code")
+            await shop.until(lambda: shop.serving("code"), "it serves again")
+    assert ("warning", "code", "stays out of memory: b needs 500 MiB, but 300 MiB are free") in shop.notes
+
+
+async def test_warming_up_wakes_who_sleeps_and_runs_who_rested(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path, "chat", "code", rest=RestPolicy(idle_s=3600.0))
+    shop.maker.ready = [built("a"), built("b")]
+    async with shop.working():
+        await shop.until(lambda: shop.serving() and shop.serving("code"), "both serve")
+        await shop.warmth.warm_up()
+        assert "generate 2" not in shop.hand.asked, "both were opened just now"
+        rested(shop, "chat", 3601.0)
+        await shop.until(shop.asleep, "it sleeps")
+        rested(shop, "chat", 3601.0)
+        rested(shop, "code", QUIET_S + 1)
+        await shop.warmth.warm_up()
+        assert shop.serving() is not None
+    assert sorted(shop.hand.asked[-3:]) == ["generate 2", "generate 2", "open a"]

@@ -13,7 +13,6 @@ from agent.link.journal import Journal
 from agent.link.outcome import CommandFailed
 from agent.mode import Allowed, Autonomy, Facts, Health, ModePolicy, ModeState, Refused, advance, may_serve
 from agent.protocol.lease import Accept, LeaseOrder, LeaseState
-from agent.protocol.wire import LeaseKind
 from agent.standby import Standby
 
 POLICY = ModePolicy(autonomous_max_s=600.0)
@@ -165,7 +164,7 @@ class Device:
     async def probe(self) -> bool:
         return self.primary_is_healthy
 
-    def standby(self, prepare: Callable[[LeaseKind], Awaitable[None]] | None = None) -> Standby:
+    def standby(self, prepare: Callable[[], Awaitable[None]] | None = None) -> Standby:
         return Standby(
             store=self.journal,
             lease=self.journal.load_lease(),
@@ -245,10 +244,10 @@ async def test_activate_answers_once_the_node_really_serves(tmp_path: Path) -> N
     with Journal(tmp_path / "journal.sqlite", "boot-1") as journal:
         device = Device(journal)
         device.health = "starting"
-        warmed: list[LeaseKind] = []
+        warmed: list[str] = []
 
-        async def prepare(kind: LeaseKind) -> None:
-            warmed.append(kind)
+        async def prepare() -> None:
+            warmed.append(standby.state.mode)
             device.health = "ready"
 
         standby = device.standby(prepare)
@@ -259,7 +258,7 @@ async def test_activate_answers_once_the_node_really_serves(tmp_path: Path) -> N
             tasks.start_soon(standby.run)
             output = await standby.carry_out(order, progress)
             tasks.cancel_scope.cancel()
-        assert output["mode"] == "active" and warmed == ["full"]
+        assert output["mode"] == "active" and warmed == ["starting"]
 
 
 @pytest.mark.anyio

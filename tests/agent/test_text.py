@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -59,6 +59,12 @@ class Node:
             raise ServiceFailure("unknown_model", name)
         return self.models[name]
 
+    def using(self, model: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def rouse(self, model: str) -> None:
+        """None of these models sleeps."""
+
     async def keep_open(self, worker: Worker) -> None:
         while True:
             running = await worker.until_running(60)
@@ -82,7 +88,7 @@ async def serving(*folders: Path, retry_s: float = 30.0) -> AsyncIterator[tuple[
         tasks.start_soon(worker.run)
         tasks.start_soon(node.keep_open, worker)
         await until(lambda: node.opened_in == 1, 60)
-        yield TextService(node.resolve, retry_s), worker, node
+        yield TextService(node.resolve, node, retry_s), worker, node
         tasks.cancel_scope.cancel()
 
 
@@ -226,7 +232,7 @@ async def test_killed_before_the_first_token_is_asked_again_once(smollm2: Path) 
 
 
 async def test_it_gives_up_when_the_model_does_not_come_back(smollm2: Path) -> None:  # noqa: F811
-    async with serving(smollm2, retry_s=0.5) as (text, worker, node):
+    async with serving(smollm2, retry_s=5.0) as (text, worker, node):
         prompt = text.chat_prompt(CHAT, FRANCE)
         node.opened_in = 2  # it believes that the next process has the model
         os.kill(pid_of(worker), signal.SIGKILL)
@@ -300,5 +306,6 @@ def words() -> bytes:
 
 
 async def test_it_is_what_the_http_side_wants() -> None:
-    service: collaborators.TextService = TextService(Node({}, {}).resolve)
+    node = Node({}, {})
+    service: collaborators.TextService = TextService(node.resolve, node)
     assert service

@@ -13,18 +13,21 @@ import anyio
 from agent.desired import DesiredState
 from agent.errors import WorkerLost, WorkerRefused
 from agent.orders import Orders
+from agent.plan import RestPolicy
 from agent.preparation import Built, PreparationFailed, Progress, Wish
 from agent.reconcile import Reconciler
-from agent.state import Broken, Desired, NotRenewed, Serving
+from agent.state import Asleep, Broken, Desired, NotRenewed, Serving
 from agent.supervision.exit_cause import ExitCause
 from agent.supervision.state import Running, Stopped, WorkerState
-from agent.worker_protocol import CloseModel, Done, OpenModel, Request
+from agent.warmth import Warmth
+from agent.worker_protocol import CloseModel, Done, Generate, OpenModel, Request
 from models.catalog import CatalogError
 from models.manifest import Manifest, manifest_from_mapping
 from tests.converters.manifests import detection, generation
 
 PASSED = {"passed": True, "figures": {}}
 CHAT = manifest_from_mapping({**generation(), "name": "chat"})
+CODE = manifest_from_mapping({**generation(), "name": "code"})
 EYES = manifest_from_mapping({**detection(), "name": "eyes"})
 
 
@@ -56,10 +59,11 @@ class Maker:
 
 @dataclass
 class Hand:
-    """A worker that opens what it is given, unless the folder is one that it refuses or dies of."""
+    """A worker that opens what it is given, unless the folder is one that it refuses, has no memory for, or dies of."""
 
     refuses: set[str] = field(default_factory=set)
     dies_of: set[str] = field(default_factory=set)
+    has_no_room_for: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     incarnation: int = 1
     is_up: bool = True
@@ -80,8 +84,12 @@ class Hand:
                 raise WorkerLost("text", ExitCause("segfault", "SIGSEGV"))
             if name in self.refuses:
                 raise WorkerRefused("engine", f"{name} cannot be opened")
+            if name in self.has_no_room_for:
+                raise WorkerRefused("memory", f"{name} needs 500 MiB, but 300 MiB are free")
         elif isinstance(message, CloseModel):
             self.asked.append(f"close {message.model}")
+        elif isinstance(message, Generate):
+            self.asked.append(f"generate {message.max_tokens}")
         return Done(0, {"provider": "cpu"}), b""
 
 
@@ -90,21 +98,32 @@ def built(name: str, is_current: bool = True, verdict: dict[str, Any] | None = N
 
 
 def find(name: str) -> Manifest:
-    for manifest in (CHAT, EYES):
+    for manifest in (CHAT, CODE, EYES):
         if manifest.name == name:
             return manifest
     raise CatalogError(f"no model is called {name!r}")
 
 
 class Workshop:
-    """A reconciler at work. `notes` is what it told."""
+    """A reconciler at work. `notes` is what it told, `free_bytes` the memory that it sees."""
 
-    def __init__(self, folder: Path, *models: str, accepts_unverified: bool = False) -> None:
+    def __init__(self, folder: Path, *models: str, accepts_unverified: bool = False, rest: RestPolicy = RestPolicy()) -> None:  # noqa: B008 - frozen
         self.maker, self.hand, self.eye = Maker(), Hand(), Hand()
         self.notes: list[tuple[str, str, str]] = []
         self.desired = DesiredState(Desired(models), folder)
         workers = {"text": self.hand, "vision": self.eye}
-        self.reconciler = Reconciler(self.desired, find, self.maker, workers, {}, accepts_unverified)  # type: ignore[arg-type]  # a dict of Hands
+        self.free_bytes = 1 << 40
+        self.reconciler = Reconciler(
+            self.desired,
+            find,
+            self.maker,
+            workers,  # type: ignore[arg-type]  # a dict of Hands
+            {},
+            accepts_unverified,
+            rest=rest,
+            free_bytes=lambda: self.free_bytes,
+        )
+        self.warmth = Warmth(self.reconciler, self.hand)
         self.desired.on_change = self.reconciler.wake
         self.hand.on_death = self.reconciler.wake
         self.reconciler.on_note = lambda severity, model, text: self.notes.append((severity, model, text))
@@ -128,6 +147,10 @@ class Workshop:
     def serving(self, model: str = "chat") -> Serving | None:
         state = self.reconciler.actual.models.get(model)
         return state if isinstance(state, Serving) else None
+
+    def asleep(self, model: str = "chat") -> Asleep | None:
+        state = self.reconciler.actual.models.get(model)
+        return state if isinstance(state, Asleep) else None
 
     def broken(self, model: str = "chat") -> Broken | None:
         state = self.reconciler.actual.models.get(model)

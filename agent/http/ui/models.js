@@ -8,6 +8,11 @@ const BUILD_WORDS = {
   cancelled: () => "The build was cancelled.",
 };
 
+const SLEEP_WORDS = {
+  idle: "Nobody asked for it; the next request loads it.",
+  memory: "Memory was short; the next request loads it.",
+};
+
 const rows = new Map();
 
 // A row is made anew only when more than the progress of its build has changed: a button that is pressed must not be replaced meanwhile.
@@ -33,7 +38,7 @@ const settled = (build) => (build.status === "building" ? { ...build, progress: 
 function row(model) {
   return make("tr", {},
     make("td", {}, make("strong", { textContent: model.name }), small(model.aliases.length ? `also ${model.aliases.join(", ")}` : "")),
-    cell("Task", model.task), make("td", { "data-label": "Status" }, pill(model.status), ...progress(model)),
+    cell("Task", model.task), make("td", { "data-label": "Status" }, pill(model.asleep ? "asleep" : model.status), small(SLEEP_WORDS[model.asleep] ?? ""), ...progress(model)),
     cell("Engine", model.engine), cell("Verification", ...verdict(model)), cell("Figures", figures(model)));
 }
 

@@ -13,9 +13,9 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from models.engines import Engine, EngineError, EngineOptions, SlotTokens
+from models.engines import Engine, EngineError, EngineOptions, SlotTokens, TooLittleMemory
 from models.engines.decoder import DecoderFacts, check_step, read_facts
-from models.engines.free_memory import available_bytes, memory_refusal
+from models.engines.free_memory import available_bytes, granted, memory_refusal
 from models.engines.native.weights import ARTEFACT, LIBRARY, Weights, cpu_identity, open_weights
 
 STEP_TOKENS = 512
@@ -84,7 +84,7 @@ def open_generation_engine(folder: Path, options: EngineOptions) -> NativeGenera
     cache_bytes = facts.cache_bytes(options.slots, capacity) // 2
     refusal = memory_refusal((folder / ARTEFACT).stat().st_size, cache_bytes, options.slots, capacity, available_bytes())
     if refusal is not None:
-        raise EngineError(f"{folder}: {refusal}")
+        raise TooLittleMemory(f"{folder}: {refusal}")
     try:
         library = ctypes.CDLL(str(folder / LIBRARY))
     except OSError as error:
@@ -111,7 +111,7 @@ class NativeGenerationEngine:
         self._lengths = [0] * options.slots
         capacity = -(-context_tokens // TILE) * TILE
         shape = (facts.layers, options.slots, facts.kv_heads, capacity, facts.head_dim)
-        self._keys, self._values = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
+        self._keys, self._values = granted(shape, np.float16), granted(shape, np.float16)
         self._layers = (_Layer * facts.layers)(*(self._layer(layer) for layer in range(facts.layers)))
         self._head = self._matrix("output" if "output" in weights.header.matrices else "token_embd")
         self._logits = np.empty((STEP_TOKENS, self._head.rows), np.float32)

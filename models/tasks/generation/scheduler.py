@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import inf
 from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -101,7 +102,7 @@ class Scheduler:
             constraint = self._constrain(request.grammar) if request.grammar else None
         except GrammarError as error:
             raise Refused("invalid", str(error)) from error
-        sequence = Sequence(request, self._engine.vocabulary, constraint)
+        sequence = Sequence(request, self._engine.vocabulary, constraint, self._clock())
         displaced = self._waiting.add(sequence, {item.request.tenant for item in self._running.values()})
         if displaced is not None:
             self._ended.append(displaced.output(finish="busy"))
@@ -153,8 +154,10 @@ class Scheduler:
             self._end(sequence, "deadline")
 
     def _admit(self) -> None:
-        while self._waiting and self._free:
-            sequence = self._waiting.pick()
+        while self._free:
+            sequence = self._waiting.pick(self._least_priority())
+            if sequence is None:
+                return
             placement = place(sequence.prompt_keys, self._contents, self._free)
             slot, shared = placement.slot, placement.shared
             if placement.source == slot or not shared:
@@ -168,6 +171,11 @@ class Scheduler:
             self._running[slot] = sequence
             self._counts[0] += len(sequence.request.prompt)
             self._counts[1] += shared
+
+    def _least_priority(self) -> float:
+        """What can wait (a batch) leaves one slot of several to what cannot: nothing that runs is ever stopped for something else."""
+        patient = sum(sequence.request.priority < 0 for sequence in self._running.values())
+        return 0 if 0 < self._engine.slots - 1 <= patient else -inf
 
     def _schedule(self) -> List[SlotTokens]:
         """One token of each running sequence, then pieces of prompts within the budget."""

@@ -51,6 +51,7 @@ class Output:
     finish    None while it goes on, else the last output of this sequence: `stop`, `length`, `cancelled`, `deadline`; `busy`: it gave up
               its place in the queue to another tenant's; `grammar`: what may follow could not be told any more
     cached_tokens  tokens of the prompt that were not computed because a slot still held them
+    queued_s  seconds it waited for its slot; 0 if it never got one
     """
 
     number: int
@@ -60,18 +61,20 @@ class Output:
     prompt_tokens: int
     generated_tokens: int
     cached_tokens: int
+    queued_s: float = 0.0
 
 
 class Sequence:
     """The mutable state of a request between its `add` and its last Output; owned by the scheduler."""
 
-    def __init__(self, request: GenerationRequest, vocabulary: int, constraint: Optional[Constraint] = None) -> None:
+    def __init__(self, request: GenerationRequest, vocabulary: int, constraint: Optional[Constraint] = None, added_s: float = 0.0) -> None:
         self.request = request
         self.constraint = constraint
         self._adapter_key = request.adapter * vocabulary
         self.prompt_keys = self.keys(request.prompt)
         self.slot: Optional[int] = None
-        self.admitted_s = 0.0
+        self.added_s = added_s
+        self.admitted_s = added_s
         self.generated: List[int] = []
         self.counts: Dict[int, int] = {}
         self.cached_tokens = 0
@@ -123,4 +126,5 @@ class Sequence:
 
     def output(self, tokens: Tuple[int, ...] = (), logprobs: Tuple[Logprobs, ...] = (), finish: Optional[str] = None) -> Output:
         prompt, generated = len(self.request.prompt), len(self.generated)
-        return Output(self.request.number, tokens, logprobs, finish, prompt, generated, self.cached_tokens)
+        queued_s = self.admitted_s - self.added_s
+        return Output(self.request.number, tokens, logprobs, finish, prompt, generated, self.cached_tokens, queued_s)

@@ -6,6 +6,7 @@ Served tokens are counted as in Sheng et al. 2024, "Fairness in Serving Large La
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import Deque, Dict, Iterator, List, Optional, Set, Tuple
 
 from models.tasks.generation.sequence import Refused, Sequence
@@ -58,12 +59,15 @@ class Waiting:
         self._sequences.append(sequence)
         return out
 
-    def pick(self) -> Sequence:
-        """Take out the next one; there must be one."""
+    def pick(self, least_priority: float = -inf) -> Optional[Sequence]:
+        """Take out the next one, of those whose own priority is `least_priority` or more; None if there is none."""
+        candidates = [index for index, item in enumerate(self._sequences) if item.request.priority >= least_priority]
+        if not candidates:
+            return None
         served = [self._served.get(item.request.tenant, 0.0) for item in self._sequences]
         self._floor = max(self._floor, min(served))
         ranks = [(self._urgency(item), -work) for item, work in zip(self._sequences, served)]
-        index = max(range(len(ranks)), key=lambda at: ranks[at])  # of equals the first, which came first
+        index = max(candidates, key=lambda at: ranks[at])  # of equals the first, which came first
         picked = self._sequences.pop(index)
         for other, rank in zip(self._sequences[:index], ranks):
             # That another tenant's turn comes first is no overtaking.

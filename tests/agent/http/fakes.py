@@ -114,7 +114,7 @@ class Parrot:
                 if word == "wait":
                     await anyio.sleep_forever()
             finish = "length" if written < len(words) else "stop"
-            yield TextDelta("", (), finish, Usage(len(words), written, 1))
+            yield TextDelta("", (), finish, Usage(len(words), written, 1, 0.03))
         except anyio.get_cancelled_exc_class():
             self.cancelled.set()
             raise

@@ -124,6 +124,16 @@ def test_a_build_is_watched_cancelled_and_tried_again(page: Browser, house: Hous
     assert page.errors() == []
 
 
+def test_a_model_that_sleeps_says_why(page: Browser, house: House) -> None:
+    parrot, *others = house.node.now.models
+    house.node.now = replace(house.node.now, models=(replace(parrot, asleep="memory"), *others))
+    page.until(lambda: "Memory was short; the next request loads it." in page.text("#models"), "the reason is not shown")
+    assert "asleep" in page.text("#models")
+    house.node.now = replace(house.node.now, models=(parrot, *others))
+    page.until(lambda: "asleep" not in page.text("#models"), "it is not awake")
+    assert page.errors() == []
+
+
 def test_words_from_outside_stay_words(page: Browser, house: House) -> None:
     evil = "<img src=x onerror=document.title='owned'>"
     house.node.now = replace(house.node.now, node=evil, events=(EventView(3, "x", "y", "info", evil),))

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 import httpx
@@ -104,6 +105,7 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
     assert sample(url, "hotspare_http_requests_total", endpoint=chat, status="503", method="POST") == 1
     assert sample(url, "hotspare_http_requests_total", endpoint="other", status="404", method="GET") == 1
     assert sample(url, "hotspare_first_token_seconds_count", model="parrot") == 1
+    assert sample(url, "hotspare_queue_seconds_sum", model="parrot") == 0.03
     assert sample(url, "hotspare_tokens_total", model="parrot", kind="completion") == 3
     assert sample(url, "hotspare_gate_refusals_total", mode="active") == 1
     assert sample(url, "hotspare_mode", mode="active") == 1
@@ -112,6 +114,13 @@ def test_the_metrics_tell_what_happened(house: House, serve: Callable[[House], s
     assert sample(url, "hotspare_pipeline_fps", pipeline="belt") == 12.1
     assert sample(url, "hotspare_pipeline_crossings_total", pipeline="belt", label="parcel") == 120
     assert sample(url, "hotspare_inference_in_flight") == 0
+    parrot, *others = house.node.now.models
+    slept = replace(parrot, asleep="idle", unloads={"idle": 3, "memory": 1}, reloads=2)
+    house.node.now = replace(house.node.now, models=(slept, *others))
+    assert sample(url, "hotspare_model_asleep", model="parrot") == 1
+    assert sample(url, "hotspare_model_serving", model="parrot", task="generation") == 1, "it answers, a little later"
+    assert sample(url, "hotspare_model_unloads_total", model="parrot", reason="idle") == 3
+    assert sample(url, "hotspare_model_reloads_total", model="parrot") == 2
 
 
 def test_only_clients_that_left_count_as_such(house: House, serve: Callable[[House], str]) -> None:

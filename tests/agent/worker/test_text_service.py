@@ -28,12 +28,15 @@ MANIFEST: dict[str, Any] = {
 PROMPT = np.array([5, 6, 7], "<i4").tobytes()
 
 
+WARM_UP = 2  # steps when a model is opened
+
+
 class Fragile(FakeGenerationEngine):
-    """Fails in the step in which its time has come."""
+    """Fails in the step in which its time has come, those of the warm-up not counted."""
 
     def __init__(self, good_steps: int) -> None:
         super().__init__(slots=2, context_tokens=64)
-        self.good_steps = good_steps
+        self.good_steps = good_steps + WARM_UP
         self.is_closed = False
 
     def step(self, batch: Any) -> np.ndarray:
@@ -85,7 +88,9 @@ def test_tokens_then_done_with_the_counts() -> None:
     *tokens, done = served.reports
     assert [len(report.tokens) for report in tokens] == [1, 1, 1, 1]
     assert all(report.logprobs[0][0][0] == report.tokens[0] for report in tokens)
+    queued_s = done.result.pop("queued_s")
     assert done == Done(2, {"finish": "length", "prompt_tokens": 3, "generated_tokens": 4, "cached_tokens": 0})
+    assert 0 <= queued_s < 60
 
 
 def test_two_requests_advance_together() -> None:
@@ -163,7 +168,7 @@ def test_an_adapter_is_named_and_the_model_says_which_it_has() -> None:
     service.handle(Generate(2, "fake", 2, adapter="terse"), PROMPT)
     while service.step():
         pass
-    assert {item.adapter for step in engine.steps for item in step} == {2}
+    assert {item.adapter for step in engine.steps[WARM_UP:] for item in step} == {2}
     with pytest.raises(Refusal, match="no adapter 'french'; it has polite, terse"):
         service.handle(Generate(3, "fake", 2, adapter="french"), PROMPT)
 
@@ -183,10 +188,13 @@ def test_a_broken_engine_fails_its_requests_and_is_opened_anew() -> None:
 def test_a_lost_device_ends_the_worker_instead_of_one_request() -> None:
     class Lost(Fragile):
         def step(self, batch: Any) -> np.ndarray:
-            raise DeviceLost("CUDA: cudaStreamSynchronize failed with error 700")
+            try:
+                return super().step(batch)
+            except EngineError as error:
+                raise DeviceLost("CUDA: cudaStreamSynchronize failed with error 700") from error
 
     served = Served()
-    served.service = TextService(lambda report, payload=b"": served.reports.append(report), lambda: None, lambda folder, options: Lost(9))
+    served.service = TextService(lambda report, payload=b"": served.reports.append(report), lambda: None, lambda folder, options: Lost(0))
     served.opened()
     served.service.handle(Generate(2, "fake", 5), PROMPT)
     with pytest.raises(DeviceLost):
@@ -231,3 +239,17 @@ def test_without_room_for_both_the_engine_before_goes_on() -> None:
         served.service.handle(OpenModel(3, "fake", MANIFEST, "/models/fake", {"slots": "many"}), b"")
     served.settle()
     assert served.ends() == [(2, "done")]
+
+
+def test_an_engine_that_cannot_run_is_not_served() -> None:
+    served = Served(good_steps=-1)
+    with pytest.raises(EngineError, match="lost its context"):
+        served.opened()
+    assert [engine.is_closed for engine in served.engines] == [True]
+    assert served.service.status() == ({}, {})
+
+
+def test_warming_up_leaves_nothing_behind() -> None:
+    served = Served().opened()
+    assert [engine.length(0) for engine in served.engines] == [0]
+    assert len(served.engines[0].steps) == WARM_UP

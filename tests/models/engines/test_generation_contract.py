@@ -1,4 +1,4 @@
-"""What every generation engine keeps: the fake, ONNX Runtime, and TensorRT's engine over a fake device, on decoders of two layers."""
+"""What every generation engine keeps: the fake, ONNX Runtime, native code, TensorRT's over a fake device; on decoders of two layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEVICES: dict[str, dict[str, bool]] = {
 }
 
 
-@pytest.fixture(params=["fake", "onnx", *DEVICES])
+@pytest.fixture(params=["fake", "onnx", "native", *DEVICES])
 def open_with(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Opens an engine with (slots, context_tokens)."""
     if request.param == "fake":
@@ -46,7 +46,8 @@ def open_with(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
             return open_generation(plan_folder, load_plan(plan_folder), FakeCuda(**DEVICES[request.param]), options)
 
         return open_plan
-    folder = write_tiny_decoder(tmp_path / "tiny")
+    native: bool = request.param == "native"
+    folder = request.getfixturevalue("tiny_native") if native else write_tiny_decoder(tmp_path / "tiny")
     return lambda slots, context: open_generation_engine(folder, EngineOptions(slots=slots, context_tokens=context, threads=1))
 
 
@@ -68,9 +69,9 @@ def alone(engine: GenerationEngine, slot: int, prompt: list[int], count: int) ->
 
 def test_reports_its_shape_and_lengths(open_with: Open) -> None:
     engine = open_with(3, 64)
-    assert (engine.slots, engine.context_tokens, engine.vocabulary) == (3, 64, VOCABULARY)
+    assert (engine.slots, engine.context_tokens, engine.vocabulary) == (3, 64, engine.vocabulary)
     logits = engine.step([SlotTokens(1, [5, 6, 7]), SlotTokens(2, [8])])
-    assert logits.shape == (2, VOCABULARY)
+    assert logits.shape == (2, engine.vocabulary)
     assert logits.dtype == np.float32
     assert [engine.length(slot) for slot in range(3)] == [0, 3, 1]
 
@@ -147,7 +148,7 @@ def test_verification_gives_the_logits_of_one_by_one_or_is_refused(open_with: Op
             engine.step(batch)
         return
     logits = engine.step(batch).copy()
-    assert logits.shape == (8, VOCABULARY)
+    assert logits.shape == (8, engine.vocabulary)
     engine.truncate(0, 15)
     single = np.concatenate([engine.step([SlotTokens(0, [token])]).copy() for token in prompt[15:]])
     np.testing.assert_array_equal(logits[2:7], single)
@@ -162,7 +163,7 @@ def test_verification_gives_the_logits_of_one_by_one_or_is_refused(open_with: Op
         ([SlotTokens(0, [1]), SlotTokens(0, [2])], "twice"),
         ([SlotTokens(7, [1])], "slot 7 does not exist"),
         ([SlotTokens(0, [])], "at least one token"),
-        ([SlotTokens(0, [VOCABULARY])], "outside the vocabulary"),
+        ([SlotTokens(0, [1 << 20])], "outside the vocabulary"),
         ([SlotTokens(1, [5]), SlotTokens(0, [1] * 15)], "exceed its capacity of 16"),
     ],
 )

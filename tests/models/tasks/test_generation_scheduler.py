@@ -158,6 +158,33 @@ def test_higher_priority_goes_first_and_equals_in_order() -> None:
     assert [number for number, _ in finishes(run(scheduler))] == [2, 4, 1, 3]
 
 
+@pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 1), (4, 3)])
+def test_a_batch_leaves_one_slot_of_several_to_those_who_cannot_wait(slots: int, most: int) -> None:
+    engine = FakeGenerationEngine(VOCABULARY, slots, 256)
+    scheduler = Scheduler(engine, SchedulerSettings(overtakes=2))
+    for number in range(8):
+        scheduler.add(request(number, tokens=40, priority=-1))
+    for _ in range(10):
+        scheduler.step()
+    assert (scheduler.load.running, scheduler.load.waiting) == (most, 8 - most)
+    scheduler.add(request(100, tokens=2))
+    outputs = scheduler.step()
+    assert (100 in {output.number for output in outputs}) == (slots > 1), "its first token comes with the next step"
+    taken = run(scheduler)
+    assert sorted(number for number, _ in finishes([outputs, *taken])) == [*range(8), 100]
+    assert max(len({item.slot for item in step}) for step in engine.steps) == slots
+
+
+def test_a_batch_that_was_overtaken_often_still_leaves_the_slot_free() -> None:
+    scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 2, 256), SchedulerSettings(overtakes=1))
+    scheduler.add(request(0, tokens=100, priority=-1))
+    scheduler.add(request(1, tokens=100, priority=-1))
+    for number in range(2, 20):
+        scheduler.add(request(number, tokens=1))
+        assert number in {output.number for output in scheduler.step()}
+    assert sorted(number for number, _ in finishes(run(scheduler))) == [0, 1]
+
+
 def test_the_queue_is_bounded() -> None:
     scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 1, 64), SchedulerSettings(waiting=2))
     scheduler.add(request(1))
@@ -218,6 +245,18 @@ def test_deadlines_end_running_and_waiting_sequences() -> None:
     outputs = scheduler.step()
     assert [(output.number, output.finish) for output in outputs] == [(1, "deadline"), (3, "length")]
     assert outputs[0].generated_tokens == 2
+
+
+def test_the_time_until_a_slot_is_told() -> None:
+    now = [100.0]
+    scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 1, 64), clock=lambda: now[0])
+    for number in (1, 2):
+        scheduler.add(request(number, tokens=2))
+    waited: dict[int, float] = {}
+    while not scheduler.is_idle:
+        waited.update({output.number: output.queued_s for output in scheduler.step() if output.finish})
+        now[0] += 5.0
+    assert waited == {1: 0.0, 2: 10.0}
 
 
 def test_ends_at_stop_tokens_max_tokens_and_capacity() -> None:
