@@ -17,6 +17,7 @@ from models.record import RecordError
 MAX_SHAPES = 32
 MAX_INERTIA = 100
 DAY_S = 86400.0
+LEAST_STALE_S, MOST_STALE_S = 0.05, 60.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class PipelineSettings:
     fps        frames looked at per second, at most
     floor_fps  what is left of that while the device is busy with requests; never more than `fps`
     mode       `freshest`: what is not looked at in time is dropped; `every_frame`: the source waits; `auto`: as the source asks
+    stale_s    how old a frame may be when the detector begins with it; older ones are dropped and counted
     threshold  score from which something counts as seen; None: the model's own
     labels     what to report and count; empty: everything
     line, lines  where to count; `line` is one more of `lines`
@@ -95,6 +97,7 @@ class PipelineSettings:
     fps: float = 10.0
     floor_fps: float = 1.0
     mode: Literal["auto", "freshest", "every_frame"] = "auto"
+    stale_s: float = 0.5
     threshold: Optional[float] = None
     labels: Tuple[str, ...] = ()
     line: Optional[Line] = None
@@ -156,6 +159,8 @@ class PipelineSettings:
             raise ValueError(f"fps {self.fps} is not in 0..120")
         if not 0 <= self.floor_fps <= 120:
             raise ValueError(f"floor_fps {self.floor_fps} is not in 0..120")
+        if not LEAST_STALE_S <= self.stale_s <= MOST_STALE_S:
+            raise ValueError(f"stale_s {self.stale_s} is not in {LEAST_STALE_S}..{MOST_STALE_S:.0f}")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold {self.threshold} is not between 0 and 1")
         if not 0 < self.motion.min_share < 1:
