@@ -177,19 +177,34 @@ def test_a_worker_that_is_killed_leaves_no_half_clip_behind(tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["0-aaaaaa.mp4"]
 
 
-def test_a_disk_that_fills_up_stops_recording_once_and_resumes_it(tmp_path: Path) -> None:
+def on_a_full_disk(folder: Path, what: str) -> Any:
+    """What full_disk.py says."""
     can_mount = shutil.which("unshare") and not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
     if not can_mount:
         pytest.skip("a disk of its own needs the right to mount: unshare -m")
-    command = ["unshare", "-m", sys.executable, "-m", "tests.agent.worker.full_disk", str(tmp_path / "disk")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    command = ["unshare", "-m", sys.executable, "-m", "tests.agent.worker.full_disk", str(folder / "disk"), what]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_disk_that_fills_up_stops_recording_once_and_resumes_it(tmp_path: Path) -> None:
+    told = on_a_full_disk(tmp_path, "recorder")
     assert told["begun"] == [True, False, True]
     assert [state for state, _ in told["news"]] == ["stopped", "resumed"]
     assert "3-cccccc.mp4" in told["files"]
     assert not [name for name in told["files"] if name.startswith(".")]
     assert told["stopped"].startswith("clips cannot be written to ")
+
+
+@pytest.mark.slow
+def test_a_pipeline_on_a_full_disk_stops_recording_goes_on_looking_and_records_again(tmp_path: Path) -> None:
+    told = on_a_full_disk(tmp_path, "pipeline")
+    assert told["states"] == ["streaming"] * 3
+    looks, clips = told["while_full"]
+    assert looks >= 16
+    assert set(clips) <= {None}, "a clip was promised that nobody can write"
+    assert told["news"] == ["stopped", "resumed"]
 
 
 def test_a_folder_that_cannot_be_stops_recording_and_nothing_else(tmp_path: Path) -> None:

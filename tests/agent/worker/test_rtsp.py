@@ -9,13 +9,16 @@ import json
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import av
@@ -25,10 +28,10 @@ import pytest
 from agent.worker.camera import Backoff, Camera
 from agent.worker.pipeline import Pipeline
 from agent.worker.settings import PipelineSettings
-from agent.worker.sources import parse_source
+from agent.worker.sources import Grab, open_source, parse_source
 from agent.worker_protocol import CameraEvent
 from models.pictures import Picture
-from models.tasks.detection import Detection, Detector
+from models.tasks.detection import Detection, Detector, Prepared
 from tests.agent.worker.clock_picture import age_s
 from tests.agent.worker.test_vision import Bench, closing
 from tests.agent.worker.through_gstreamer import SYSTEM_PACKAGES
@@ -62,9 +65,15 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    with serving(FPS) as made:
+        yield made
+
+
+@contextmanager
+def serving(fps: int, streams: int = 1) -> Iterator[Server]:
     if not has_server():
         pytest.skip("needs Debian's gir1.2-gst-rtsp-server-1.0 with gstreamer1.0-plugins-bad")
-    process = subprocess.Popen([PYTHON, str(SERVER), str(FPS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen([PYTHON, str(SERVER), str(fps), str(streams)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], 15)[0], "the server did not start"
@@ -168,6 +177,80 @@ def test_a_camera_that_is_off_for_an_hour_is_tried_at_most_seventy_times(seed: i
         attempts += 1
         passed_s += backoff.delay_s(attempts, rng.random())
     assert 60 <= attempts <= 70
+
+
+@pytest.mark.slow
+def test_sixteen_rtsp_cameras_that_want_more_than_there_is_are_served_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four streams of a real server, each opened four times, every one decoded and looked at by one small detector."""
+    wanted_fps, run = 16 * 10.0, Detector.run
+
+    def run_slowly(self: Detector, prepared: Prepared) -> Any:
+        time.sleep(0.012 * len(prepared.placements))  # at most 83 pictures a second, on any machine
+        return run(self, prepared)
+
+    monkeypatch.setattr(Detector, "run", run_slowly)
+    with serving(10, streams=4) as server, closing(Bench(tmp_path)) as bench:
+        for number in range(16):
+            bench.start(f"cam{number:02d}", server.url + str(number % 4 or ""), fps=10.0)
+        end_s = time.monotonic() + 60
+        while any(each["processed"] < 2 for each in bench.work(0.5).values()):
+            assert time.monotonic() < end_s, f"not all came: {bench.service.status()[1]}"
+        before, began_s = bench.service.status()[1], time.monotonic()
+        after = bench.work(10.0)
+        passed_s = time.monotonic() - began_s
+    looks = {name: each["processed"] - before[name]["processed"] for name, each in after.items()}
+    drops = {
+        name: sum(each["skipped"][cause] - before[name]["skipped"][cause] for cause in ("busy", "stale")) for name, each in after.items()
+    }
+    assert sum(looks.values()) / passed_s < 0.6 * wanted_fps, "this is no overload"
+    assert min(looks.values()) >= 10, f"starved: {looks}"
+    for counts in (looks, drops):
+        middle = np.median(list(counts.values()))
+        assert max(abs(count - middle) for count in counts.values()) <= 0.1 * middle + 2, f"not fair: {looks}, dropped {drops}"
+    assert max(each["age_ms_p95"] for each in after.values()) < 1000
+
+
+class SimulatedHour:
+    """A clock and the camera's stop event in one: waiting takes no time, and the hour is over when it is."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.end_s = self.now_s + 3600
+
+    def is_set(self) -> bool:
+        return self.now_s >= self.end_s
+
+    def wait(self, seconds: float) -> bool:
+        self.now_s += seconds
+        return self.is_set()
+
+
+def test_a_camera_at_a_refused_port_tries_at_most_seventy_times_an_hour_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The camera's own loop, with FFmpeg at a port where nobody listens; only the waits are simulated."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    hour, attempts, opened = SimulatedHour(), 0, open_source
+
+    def counted(*arguments: Any) -> Iterator[Grab]:
+        nonlocal attempts
+        attempts += 1
+        return opened(*arguments)
+
+    monkeypatch.setattr("agent.worker.camera.open_source", counted)
+    monkeypatch.setattr("agent.worker.camera.time", SimpleNamespace(monotonic=lambda: hour.now_s))
+    camera = Camera(parse_source(f"rtsp://user:s3cret@127.0.0.1:{port}/cam", 640, 360, FPS), lambda: None, jitter=random.Random(3).random)
+    camera._stop = cast(threading.Event, hour)
+    with caplog.at_level("INFO"):
+        camera._run()
+    assert hour.is_set()
+    assert 60 <= attempts <= 70
+    state = camera.state(hour.now_s)
+    assert (state.name, state.failures, state.connections) == ("backing_off", attempts, 0)
+    assert "refused" in state.message
+    assert len(caplog.records) == 1, "an hour of trying is one line"
+    assert "s3cret" not in caplog.text + state.message
 
 
 @pytest.mark.slow
