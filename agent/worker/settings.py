@@ -73,8 +73,8 @@ class Motion:
 class PipelineSettings:
     """What a camera pipeline does. All but `source`, `decoder`, `mode`, `width` and `height` change while it runs.
 
-    source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`; options of a file or the conveyor
-               follow a `?`, see agent/worker/sources.py
+    source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`, `csi:0`;
+               options follow a `?`, see agent/worker/sources.py
     fps        frames looked at per second, at most
     floor_fps  what is left of that while the device is busy with requests; never more than `fps`
     mode       `freshest`: what is not looked at in time is dropped; `every_frame`: the source waits; `auto`: as the source asks
