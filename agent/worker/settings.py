@@ -11,7 +11,7 @@ from typing import Any, Literal, Mapping, Optional, Sequence, Tuple
 
 from agent.worker.lines import Line
 from agent.worker.polygons import Point, check_name, check_point, check_polygon
-from agent.worker.sources import Decoder, Source, parse_source
+from agent.worker.sources import Decoder, Source, Transport, parse_source
 from models.record import RecordError
 
 MAX_SHAPES = 32
@@ -71,7 +71,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What a camera pipeline does. All but `source`, `decoder`, `mode`, `width` and `height` change while it runs.
+    """What a camera pipeline does. All but `source`, `decoder`, `transport`, `mode`, `width` and `height` change while it runs.
 
     source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`, `csi:0`;
                options follow a `?`, see agent/worker/sources.py
@@ -87,7 +87,8 @@ class PipelineSettings:
     record     clips of events
     media      folder for clips, given by the daemon; empty: no clips
     motion     whether to look only when something moves
-    decoder    of RTSP: `ffmpeg`, or `gstreamer`, which uses a Jetson's hardware; clips of the latter are encoded, not copied
+    decoder    of RTSP: `ffmpeg`, or `gstreamer`, which uses a Jetson's hardware
+    transport  of RTSP: `tcp`, or `udp` for cameras that can only do that: what is lost on the way is then missing in the picture
     width, height  size of a rendered source, and of csi
     """
 
@@ -108,6 +109,7 @@ class PipelineSettings:
     media: str = ""
     motion: Motion = Motion()
     decoder: Decoder = "ffmpeg"
+    transport: Transport = "tcp"
     width: int = 640
     height: int = 360
 
@@ -122,13 +124,13 @@ class PipelineSettings:
 
     def parsed_source(self) -> Source:
         """Raises ValueError, without credentials in it."""
-        return parse_source(self.source, self.width, self.height, self.fps, self.decoder)
+        return parse_source(self.source, self.width, self.height, self.fps, self.decoder, self.transport)
 
     def has_source_of(self, other: PipelineSettings) -> bool:
         """Whether a camera that is open for the other settings serves these as well."""
         # A rendered source is rendered at the rate that is looked at, unless it names its own.
         is_rendered = self.source.startswith("conveyor:") and "fps=" not in self.source
-        ours, theirs = ((each.source, each.width, each.height, each.mode, each.decoder) for each in (self, other))
+        ours, theirs = ((each.source, each.width, each.height, each.mode, each.decoder, each.transport) for each in (self, other))
         return ours == theirs and (self.fps == other.fps or not is_rendered)
 
     def check(self) -> None:

@@ -32,6 +32,7 @@ URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 
 Kind = Literal["conveyor", "file", "stream", "device", "csi"]
 Decoder = Literal["ffmpeg", "gstreamer"]
+Transport = Literal["tcp", "udp"]
 Tap = Callable[[Any], None]
 
 
@@ -62,6 +63,7 @@ class Source:
     is_looped: bool = True
     seconds: float = 0.0
     decoder: Decoder = "ffmpeg"
+    transport: Transport = "tcp"
     width: int = 0
     height: int = 0
     format: Format = field(default_factory=Format)
@@ -70,7 +72,7 @@ class Source:
     @property
     def has_packets(self) -> bool:
         """Whether it comes encoded, so that it can be kept as it is."""
-        return self.kind in ("file", "stream") and self.decoder == "ffmpeg"
+        return self.kind in ("file", "stream")
 
     def truth(self, at_s: float) -> Optional[Dict[str, int]]:
         """Objects that crossed the middle of a rendered picture until `at_s`; None: nobody knows."""
@@ -96,13 +98,13 @@ class Belt:
         return self._conveyor
 
 
-def parse_source(text: str, width: int, height: int, fps: float, decoder: Decoder = "ffmpeg") -> Source:
-    """Read a source; `width`, `height` and `fps` are for a rendered one and for csi. Raises ValueError, without credentials in it."""
+def parse_source(text: str, width: int, height: int, fps: float, decoder: Decoder = "ffmpeg", transport: Transport = "tcp") -> Source:
+    """Read a source; `width`, `height` and `fps` are for a rendered one and for csi, `decoder` and `transport` for RTSP. Raises ValueError,
+    without credentials in it."""
     scheme, _, rest = text.partition(":")
-    if decoder == "gstreamer" and scheme not in ("rtsp", "rtsps"):
-        raise ValueError(f"decoder: GStreamer decodes RTSP here, not {redacted(text)!r}")
+    _check_rtsp(scheme, text, decoder, transport)
     if scheme in STREAMS and re.match(r"^//\S+$", rest):
-        return Source("stream", text, redacted(text), fps, decoder=decoder)
+        return Source("stream", text, redacted(text), fps, decoder=decoder, transport=transport)
     if scheme == "csi" and re.match(r"^\d$", rest):
         return Source("csi", rest, text, fps, width=width, height=height)
     if scheme == "v4l2" and DEVICE.match(rest.partition("?")[0]):
@@ -123,6 +125,13 @@ def parse_source(text: str, width: int, height: int, fps: float, decoder: Decode
     if not (0 < fps <= 120 and 0 <= seconds < 1e9) or not (160 <= width <= 3840 and 90 <= height <= 2160):
         raise ValueError(f"source {text!r}: fps must be in 0..120, seconds in 0..1e9, and {width}x{height} in 160x90..3840x2160")
     return Source("conveyor", address, text, fps, is_paced, False, seconds, belt=Belt(seed, width, height))
+
+
+def _check_rtsp(scheme: str, text: str, decoder: Decoder, transport: Transport) -> None:
+    if decoder == "gstreamer" and scheme not in ("rtsp", "rtsps"):
+        raise ValueError(f"decoder: GStreamer decodes RTSP here, not {redacted(text)!r}")
+    if transport == "udp" and scheme != "rtsp":
+        raise ValueError(f"transport: UDP is for rtsp:// here, not {redacted(text)!r}")
 
 
 def _options(scheme: str, rest: str) -> Any:
@@ -211,7 +220,7 @@ def _stream(source: Source, stop: threading.Event, stall_s: float, tap: Optional
         yield from _through_gstreamer(source, stop, stall_s, tap)
         return
     options = {
-        "rtsp_transport": "tcp",
+        "rtsp_transport": source.transport,
         "fflags": "nobuffer",
         "flags": "low_delay",
         # A playlist from the network may not name files of this machine.
@@ -237,7 +246,7 @@ def _through_gstreamer(source: Source, stop: threading.Event, stall_s: float, ta
             fps = max(1, math.ceil(source.fps))
             pictures = csi_pictures(int(source.address), source.width, source.height, fps, stop, OPEN_TIMEOUT_S, stall_s)
         else:
-            pictures = rtsp_pictures(source.address, stop, OPEN_TIMEOUT_S, stall_s)
+            pictures = rtsp_pictures(source.address, source.transport, stop, OPEN_TIMEOUT_S, stall_s, tap)
         for picture in pictures:
             yield Grab(lambda picture=picture: picture)  # type: ignore[misc]  # as above
     except GStreamerError as error:
@@ -287,7 +296,10 @@ def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], sta
                         return
                     yield _Decoded(lambda frame=frame: frame.to_ndarray(format="bgr24"), frame.time, rate)  # type: ignore[misc]  # as above
     except av.error.ExitError as error:
-        raise SourceError(f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame") from error
+        hint = "; does a firewall keep its UDP packets out?" if source.transport == "udp" else ""
+        raise SourceError(
+            f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame{hint}"
+        ) from error
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
 

@@ -253,29 +253,78 @@ def test_a_camera_at_a_refused_port_tries_at_most_seventy_times_an_hour_and_says
     assert "s3cret" not in caplog.text + state.message
 
 
-@pytest.mark.slow
-def test_clips_of_an_rtsp_camera_are_its_own_packets(server: Server, tmp_path: Path) -> None:
-    with closing(Bench(tmp_path)) as bench:
-        record = {"enabled": True, "pre_s": 1.0, "post_s": 0.5, "labels": ["person"]}  # not what the belt's detector takes blocks for
-        bench.start("door", server.url, fps=10.0, record=record, media=str(tmp_path / "clips"))
-        end_s = time.monotonic() + 15
-        while bench.work(0.2)["door"]["state"] != "streaming":
-            assert time.monotonic() < end_s, "the stream did not come"
-        bench.work(2.6)
-        recorder = bench.service._pipelines["door"]._recorder
-        assert recorder is not None
-        assert recorder.copies
-        assert recorder.begin("1-aaaaaa", "person", 0.5)
-        bench.work(1.0)
-        recorder.end("1-aaaaaa", 0.0)
-        bench.work(2.5)
-        assert recorder.status()["written"] == 1
-    with av.open(str(tmp_path / "clips/1-aaaaaa.mp4")) as container:
+def recorded(bench: Bench, url: str, folder: Path, **settings: Any) -> None:
+    """The clip 1-aaaaaa of a camera's event, beside `packets.json`: what the recorder was given, part by part, in hexadecimal."""
+    record = {"enabled": True, "pre_s": 1.0, "post_s": 0.5, "labels": ["person"]}  # not what the belt's detector takes blocks for
+    bench.start("door", url, fps=10.0, record=record, media=str(folder), **settings)
+    pipeline = bench.service._pipelines["door"]
+    keep, seen = pipeline.camera.tap, []
+    assert keep is not None
+
+    def tap(packet: Any) -> None:
+        seen.append([part.hex() for part in parts(bytes(packet))])
+        keep(packet)
+
+    pipeline.camera.tap = tap
+    end_s = time.monotonic() + 15
+    while bench.work(0.2)["door"]["state"] != "streaming":
+        assert time.monotonic() < end_s, "the stream did not come"
+    bench.work(2.6)
+    recorder = pipeline._recorder
+    assert recorder is not None
+    assert recorder.begin("1-aaaaaa", "person", 0.5)
+    bench.work(1.0)
+    recorder.end("1-aaaaaa", 0.0)
+    bench.work(2.5)
+    assert recorder.copies
+    assert recorder.status()["written"] == 1
+    (folder / "packets.json").write_text(json.dumps(seen))
+
+
+def parts(data: bytes) -> list[bytes]:
+    """What a picture of H.264 is made of, in Annex B form or as in MP4, but for parameters, which containers keep apart."""
+    if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1":
+        units = [unit.rstrip(b"\0") for unit in data.split(b"\0\0\1")[1:]]
+    else:
+        units = []
+        while data:
+            size = int.from_bytes(data[:4], "big")
+            units, data = [*units, data[4 : 4 + size].rstrip(b"\0")], data[4 + size :]
+    return [unit for unit in units if unit[0] & 31 in (1, 5)]
+
+
+def check_clip(folder: Path) -> None:
+    with av.open(str(folder / "1-aaaaaa.mp4")) as container:
         ages = [age_s(frame.to_ndarray(format="bgr24")) for frame in container.decode(video=0)]
     # From the keyframe before the second before the event, a frame each twentieth of a second.
     assert 2.8 * FPS <= len(ages) <= 4.5 * FPS
     assert ages[0] - ages[-1] == pytest.approx(len(ages) / FPS, rel=0.15)
+    with av.open(str(folder / "1-aaaaaa.mp4")) as container:
+        assert container.duration / av.time_base == pytest.approx(len(ages) / FPS, rel=0.15)
+        written = [[part.hex() for part in parts(bytes(packet))] for packet in container.demux(video=0) if packet.size]
+    seen = json.loads((folder / "packets.json").read_text())
+    first = seen.index(written[0])
+    assert seen[first : first + len(written)] == written, "these are not the packets that came"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_clips_of_an_rtsp_camera_are_its_own_packets(server: Server, tmp_path: Path, transport: str) -> None:
+    with closing(Bench(tmp_path)) as bench:
+        (tmp_path / "clips").mkdir()
+        recorded(bench, server.url, tmp_path / "clips", transport=transport)
+    check_clip(tmp_path / "clips")
     assert not [report for report in bench.reports if isinstance(report, CameraEvent) and report.kind == "recording"]
+
+
+@pytest.mark.slow
+def test_clips_of_a_camera_that_gstreamer_decodes_are_its_own_packets_too(server: Server, tmp_path: Path) -> None:
+    if not has_bindings():
+        pytest.skip("the system's python3-gi cannot be used from this Python")
+    command = [sys.executable, "-m", "tests.agent.worker.through_gstreamer", server.url, "clip", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    check_clip(tmp_path)
 
 
 def has_bindings() -> bool:
