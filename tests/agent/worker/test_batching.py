@@ -119,7 +119,7 @@ def test_cameras_of_two_shapes_share_a_slow_detector_and_no_run_begins_with_what
     engine = SlowEngine(execution_s=0.4)
     monkeypatch.setitem(OPENERS, "csi", engine.capture)
     wide, tall = {"width": 64, "height": 48, "stale_s": 0.25}, {"width": 48, "height": 64, "stale_s": 0.25}
-    pipelines = watched(engine, 3, 5.0, {f"cam{number}": (wide, tall)[number % 2] for number in range(8)})
+    pipelines = watched(engine, 3, 4.0, {f"cam{number}": (wide, tall)[number % 2] for number in range(8)})
     rows = [shape[0] for shape, _ in engine.runs]
     assert {shape[2:] for shape, _ in engine.runs} == {(48, 64), (64, 48)}
     assert max(rows) == 3
@@ -127,7 +127,7 @@ def test_cameras_of_two_shapes_share_a_slow_detector_and_no_run_begins_with_what
     # A second run in the same step would begin with frames that are older by an execution; what is over the budget is scaling them.
     assert max(age_s for _, age_s in engine.runs) <= 0.25 + 0.1
     looks = {name: each["processed"] for name, each in pipelines.items()}
-    assert min(looks.values()) >= 2, f"starved: {looks}"
+    assert min(looks.values()) >= 1, f"starved: {looks}"
     assert max(looks.values()) <= min(looks.values()) + 3, f"not fair: {looks}"
 
 
@@ -136,10 +136,10 @@ def test_a_frame_that_is_stale_for_one_camera_is_fresh_enough_for_another(monkey
     engine = SlowEngine(execution_s=0.45)
     monkeypatch.setitem(OPENERS, "csi", engine.capture)
     slow = {"width": 64, "height": 48, "fps": 2.0}
-    pipelines = watched(engine, 1, 3.5, {"quick": {**slow, "stale_s": 0.05}, "calm": {**slow, "stale_s": 5.0}})
+    pipelines = watched(engine, 1, 2.5, {"quick": {**slow, "stale_s": 0.05}, "calm": {**slow, "stale_s": 5.0}})
     assert pipelines["quick"]["skipped"]["stale"] >= 1
     assert pipelines["calm"]["skipped"]["stale"] == 0
-    assert pipelines["calm"]["processed"] >= 2
+    assert pipelines["calm"]["processed"] >= 1
 
 
 def test_frames_that_come_one_after_another_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +147,6 @@ def test_frames_that_come_one_after_another_are_waited_for(monkeypatch: pytest.M
     engine = SlowEngine(execution_s=0.3)
     monkeypatch.setitem(OPENERS, "csi", engine.capture)
     small = {"width": 64, "height": 48, "fps": 2.0}
-    watched(engine, 2, 4.0, {"left": small, "right": small})
+    watched(engine, 2, 3.0, {"left": small, "right": small})
     rows = [shape[0] for shape, _ in engine.runs]
     assert rows.count(2) > len(rows) / 2, f"few batches: {rows}"
