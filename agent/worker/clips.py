@@ -111,7 +111,10 @@ class PacketClip:
             self._first, self._last_dts = piece.dts, -1
         packet = av.Packet(piece.data)
         # Cameras repeat and reorder timestamps; a muxer takes only what grows.
-        packet.dts = self._last_dts = max(piece.dts - self._first, self._last_dts + 1)
+        before, self._last_dts = self._last_dts, max(piece.dts - self._first, self._last_dts + 1)
+        packet.dts = self._last_dts
+        # Of use for the last one alone, whose picture would else be shown for no time, and left out by some players.
+        packet.duration = self._last_dts - max(before, 0)
         packet.pts = max(piece.pts - self._first, packet.dts)
         packet.time_base, packet.is_keyframe, packet.stream = self._time_base, piece.is_key, self._stream
         self._file.container.mux(packet)
