@@ -41,6 +41,7 @@ bench: .venv/.ready programs  ## figures against the peers that are installed; t
 	$(BIN)/python -m bench.text --json bench/results/text.json
 	$(BIN)/python -m bench.vision $(if $(wildcard .venv-convert/.ready),--peer-python .venv-convert/bin/python) --json bench/results/vision.json
 	$(BIN)/python -m bench.tracking
+	$(BIN)/python -m bench.memory --json bench/results/memory.json
 	$(BIN)/python -m bench.mqtt --json bench/results/mqtt.json
 	$(BIN)/python -m bench.gateway --json bench/results/gateway.json
 

@@ -1,7 +1,8 @@
 """Memory of a node that looks at a camera: the daemon and its vision worker, each as the kernel counts it.
 
-    python -m bench.memory [--model conveyor-detr] [--frames 100] [--json FILE]
+    python -m bench.memory [--model NAME] [--source SOURCE] [--frames 100] [--json FILE]
 
+With HOTSPARE_TEST_DATA (default: ../shared) a film of people through FFmpeg, looked at by DEIMv2-Femto; without, the rendered belt.
 HOTSPARE_SITE and HOTSPARE_MIRROR are passed on, for other models. `resident` counts what processes share in each of them, `own` only once.
 """
 
@@ -22,10 +23,14 @@ import httpx
 
 from agent.demo.programs import free_port
 from agent.demo.stage import to_toml
+from agent.worker.sources import redacted
 from bench.report import machine, report, table
 
 START_S = 300.0
-CAMERA = "belt"
+CAMERA = "door"
+DATA = Path(os.environ.get("HOTSPARE_TEST_DATA", Path(__file__).parents[2] / "shared")).resolve()
+FILM, WEIGHTS = DATA / "data" / "people.mp4", DATA / "models"
+MODEL, SOURCE = ("deimv2-femto", f"file:{FILM}") if FILM.exists() and WEIGHTS.exists() else ("conveyor-detr", "conveyor:")
 
 
 def kilobytes(process: int, field: str) -> int:
@@ -70,7 +75,8 @@ def watch(port: int, node: subprocess.Popen[bytes], frames: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="conveyor-detr")
+    parser.add_argument("--model", default=MODEL, help="(default: %(default)s)")
+    parser.add_argument("--source", default=SOURCE, help="as a camera has it: rtsp://…, file:/…, conveyor: (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
@@ -81,11 +87,11 @@ def main() -> None:
             "http": {"port": port},
             "worker": {"threads": 2},
             "models": {"serve": [given.model]},
-            "cameras": [{"id": CAMERA, "source": "conveyor:", "model": given.model, "fps": 10}],
+            "cameras": [{"id": CAMERA, "source": given.source, "model": given.model, "fps": 10}],
         }
         (home / "node.toml").write_text(to_toml(settings))
         command = [sys.executable, "-m", "agent.cli", "run", "--config", str(home / "node.toml")]
-        with subprocess.Popen(command, env=dict(os.environ)) as node:
+        with subprocess.Popen(command, env={"HOTSPARE_MIRROR": str(WEIGHTS), **os.environ}) as node:
             try:
                 watch(port, node, given.frames)
                 rows = measured(node.pid)
@@ -94,9 +100,9 @@ def main() -> None:
                 node.wait(30)
     whole = {"process": "all", **{key: round(sum(row[key] for row in rows), 1) for key in ("resident_mb", "own_mb")}}
     lines = [[row["process"], row["resident_mb"], row["own_mb"]] for row in [*rows, whole]]
-    figures = {"bench": "memory", "model": given.model, "machine": machine(), "rows": rows, "all": whole}
+    figures = {"bench": "memory", "model": given.model, "source": redacted(given.source), "machine": machine(), "rows": rows, "all": whole}
     report(
-        [table(f"a camera with {given.model}", ["process", "resident MB", "own MB"], lines)],
+        [table(f"{redacted(given.source)} with {given.model}", ["process", "resident MB", "own MB"], lines)],
         [],
         json.loads(json.dumps(figures)),
         given.json,

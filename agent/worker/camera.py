@@ -18,6 +18,7 @@ LOG = logging.getLogger(__name__)
 JOIN_S = 3.0
 SPREAD = 0.05
 RATE_WINDOW_S = 5.0
+PERIODS = 4
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,16 @@ class Slot:
             frame, self._frame = self._frame, None
             self._changed.notify_all()
             return frame
+
+    def next_s(self, now_s: float) -> Optional[float]:
+        """When the next frame is expected, going by the last few; None: too few came, or it is missing."""
+        with self._changed:
+            periods = min(PERIODS, len(self._stamps) - 1)
+            if periods < 1:
+                return None
+            last_s = self._stamps[-1]
+            period_s = (last_s - self._stamps[-1 - periods]) / periods
+        return last_s + period_s if now_s < last_s + 2 * period_s else None
 
     def close(self) -> None:
         """No `put` blocks any more."""

@@ -6,6 +6,7 @@ A clip is written beside its place and takes it when it is whole, so that a file
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +20,7 @@ from agent.worker.masks import Masks
 from models.pictures import decode_picture
 
 MILLISECONDS = Fraction(1, 1000)
+RTP_CLOCK = Fraction(1, 90_000)
 ENCODERS = (("libx264", {"preset": "veryfast", "crf": "23", "threads": "1"}), ("mpeg4", {"qscale": "5"}))
 PART = ".part"
 
@@ -68,14 +70,24 @@ class _File:
 class Template:
     """What must be known of a stream to write its packets elsewhere; outlives the stream."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, time_base: Optional[Fraction] = None) -> None:
+        """`time_base`: of the packets that will come, where it is not the stream's."""
         # The codec's parameters are copied into a container that never writes: those of a closed one are gone.
         self._container = av.open(os.devnull, "w", format="mp4")
-        self.time_base: Fraction = stream.time_base
+        self.time_base: Fraction = time_base or stream.time_base
         self._stream = add_stream_like(self._container, stream)
 
     def stream_in(self, container: Any) -> Any:
         return add_stream_like(container, self._stream)
+
+
+def template_of_keyframe(codec: str, data: bytes) -> Template:
+    """Of a stream that is known by its first keyframe alone, in Annex B form with its parameters, as agent/worker/gstreamer.py gives it.
+    Raises FFmpegError or ValueError where that says too little."""
+    with av.open(io.BytesIO(data), format=codec) as container:
+        if not container.streams.video or not container.streams.video[0].codec_context.width:
+            raise ValueError(f"the first keyframe of {len(data)} bytes does not say how large its picture is")
+        return Template(container.streams.video[0], RTP_CLOCK)
 
 
 def add_stream_like(container: Any, stream: Any) -> Any:
@@ -99,7 +111,10 @@ class PacketClip:
             self._first, self._last_dts = piece.dts, -1
         packet = av.Packet(piece.data)
         # Cameras repeat and reorder timestamps; a muxer takes only what grows.
-        packet.dts = self._last_dts = max(piece.dts - self._first, self._last_dts + 1)
+        before, self._last_dts = self._last_dts, max(piece.dts - self._first, self._last_dts + 1)
+        packet.dts = self._last_dts
+        # Of use for the last one alone, whose picture would else be shown for no time, and left out by some players.
+        packet.duration = self._last_dts - max(before, 0)
         packet.pts = max(piece.pts - self._first, packet.dts)
         packet.time_base, packet.is_keyframe, packet.stream = self._time_base, piece.is_key, self._stream
         self._file.container.mux(packet)

@@ -9,26 +9,59 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from models.pictures import Picture
 
 SLICE_NS = 200_000_000
-TCP = 4
+PROTOCOLS = {"udp": 1, "tcp": 4}
 # Where a decoder is, and what turns its frames into BGRx: NVIDIA's first (Accelerated GStreamer guide), then what a PC has.
 DECODERS: Dict[str, Tuple[Tuple[str, str], ...]] = {
     "H264": (("nvv4l2decoder", "nvvidconv"), ("avdec_h264", "videoconvert"), ("openh264dec", "videoconvert")),
     "H265": (("nvv4l2decoder", "nvvidconv"), ("avdec_h265", "videoconvert")),
 }
 PARSERS = {"H264": ("rtph264depay", "h264parse"), "H265": ("rtph265depay", "h265parse")}
+# What is kept of a stream, by the names of FFmpeg: whole pictures, start codes between their parts, parameters before each keyframe.
+ENCODED = {"H264": ("h264", "video/x-h264"), "H265": ("hevc", "video/x-h265")}
+KEPT = "stream-format=byte-stream,alignment=au"
+PARAMETERS_WITH_EACH_KEY = -1
 
 Chain = List[Tuple[str, Mapping[str, Any]]]
 
 
 class GStreamerError(RuntimeError):
     """GStreamer, or a plugin of it, is not there, or gave up; the message may hold an address with a password."""
+
+
+@dataclass(frozen=True)
+class EncodedStream:
+    """One connection's video stream, `codec` by FFmpeg's name. Streams are told apart by identity."""
+
+    codec: str
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """One picture of a stream as it came, in Annex B form; a keyframe begins with the stream's parameters. pts and dts count 1/90000 s."""
+
+    stream: EncodedStream
+    data: bytes
+    is_keyframe: bool
+    pts: Optional[int]
+    dts: Optional[int]
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def __bytes__(self) -> bytes:
+        return self.data
+
+
+Tap = Callable[[EncodedPicture], None]
 
 
 def csi_pictures(sensor: int, width: int, height: int, fps: int, stop: threading.Event, open_s: float, stall_s: float) -> Iterator[Picture]:
@@ -44,11 +77,14 @@ def csi_pictures(sensor: int, width: int, height: int, fps: int, stop: threading
     return _pulled(gst, pipeline, sink, stop, open_s, stall_s)
 
 
-def rtsp_pictures(address: str, stop: threading.Event, open_s: float, stall_s: float) -> Iterator[Picture]:
-    """Pictures of an RTSP stream in H.264 or H.265, over TCP, decoded by the first decoder that is there. Raises GStreamerError."""
+def rtsp_pictures(
+    address: str, transport: str, stop: threading.Event, open_s: float, stall_s: float, tap: Optional[Tap] = None
+) -> Iterator[Picture]:
+    """Pictures of an RTSP stream in H.264 or H.265, over `tcp` or `udp`, decoded by the first decoder that is there. `tap` gets each
+    before it is decoded, on a thread of GStreamer's. Raises GStreamerError."""
     gst = _gst()
     pipeline = gst.Pipeline.new(None)
-    source = _made(gst, "rtspsrc", {"location": address, "protocols": TCP, "latency": 0, "drop-on-latency": True})
+    source = _made(gst, "rtspsrc", {"location": address, "protocols": PROTOCOLS[transport], "latency": 0, "drop-on-latency": True})
     pipeline.add(source)
     # The sink has to be there before it is known what the stream holds; what lies between follows when it is.
     sink = _linked(gst, pipeline, _sink_chain())
@@ -62,7 +98,7 @@ def rtsp_pictures(address: str, stop: threading.Event, open_s: float, stall_s: f
         if facts.get_string("media") != "video" or head.get_static_pad("sink").is_linked():
             return
         try:
-            _join(gst, pipeline, pad, str(name), head)
+            _join(gst, pipeline, pad, str(name), head, tap)
         except GStreamerError as error:
             problems.append(str(error))
 
@@ -70,21 +106,57 @@ def rtsp_pictures(address: str, stop: threading.Event, open_s: float, stall_s: f
     return _pulled(gst, pipeline, sink, stop, open_s, stall_s, problems)
 
 
-def _join(gst: Any, pipeline: Any, pad: Any, name: str, head: Any) -> None:
+def _join(gst: Any, pipeline: Any, pad: Any, name: str, head: Any, tap: Optional[Tap]) -> None:
     if name not in DECODERS:
         raise GStreamerError(f"the stream is {name}; through GStreamer {' and '.join(DECODERS)} are taken")
     found = [each for each in DECODERS[name] if all(gst.ElementFactory.find(factory) for factory in each)]
     if not found:
         raise GStreamerError(f"GStreamer has no decoder for {name}; one of {', '.join(each[0] for each in DECODERS[name])} is needed")
-    elements = [_made(gst, factory, {}) for factory in (*PARSERS[name], *found[0])]
+    elements = [_made(gst, factory, {}) for factory in (*PARSERS[name], "tee", *found[0])]
+    tee = elements[2]
     for element in elements:
         pipeline.add(element)
-    for before, after in zip(elements, elements[1:] + [head]):
-        if not before.link(after):
-            raise GStreamerError(f"GStreamer cannot join {before.get_name()} to {after.get_name()}")
+    _link(elements + [head])
+    if tap is not None:
+        elements += _kept(gst, pipeline, tee, name, tap)
     for element in reversed(elements):
         element.sync_state_with_parent()
     pad.link(elements[0].get_static_pad("sink"))
+
+
+def _kept(gst: Any, pipeline: Any, tee: Any, name: str, tap: Tap) -> List[Any]:
+    """The branch that hands on what comes encoded. It never waits: what it is given is taken within the call."""
+    codec, kind = ENCODED[name]
+    stream = EncodedStream(codec)
+    branch = [_made(gst, factory, values) for factory, values in _kept_chain(kind)]
+    for element in branch:
+        pipeline.add(element)
+    _link([tee, *branch])
+
+    def take(sink: Any) -> Any:
+        sample = sink.emit("pull-sample")
+        if sample is not None:
+            buffer = sample.get_buffer()
+            is_key = not buffer.has_flags(gst.BufferFlags.DELTA_UNIT)
+            data = bytes(buffer.extract_dup(0, buffer.get_size()))
+            tap(EncodedPicture(stream, data, is_key, _ticks(gst, buffer.pts), _ticks(gst, buffer.dts)))
+        return gst.FlowReturn.OK
+
+    branch[-1].connect("new-sample", take)
+    return branch
+
+
+def _kept_chain(kind: str) -> Chain:
+    return [
+        # The decoder may want the other form: this parser makes ours of what it gets.
+        ("h264parse" if kind == ENCODED["H264"][1] else "h265parse", {"config-interval": PARAMETERS_WITH_EACH_KEY}),
+        ("capsfilter", {"caps": f"{kind},{KEPT}"}),
+        ("appsink", {"emit-signals": True, "sync": False, "async": False}),
+    ]
+
+
+def _ticks(gst: Any, time_ns: int) -> Optional[int]:
+    return None if time_ns == gst.CLOCK_TIME_NONE else time_ns * 9 // 100_000
 
 
 def _sink_chain() -> Chain:
@@ -146,10 +218,14 @@ def _linked(gst: Any, pipeline: Any, chain: Chain) -> Any:
     elements = [_made(gst, factory, values) for factory, values in chain]
     for element in elements:
         pipeline.add(element)
+    _link(elements)
+    return elements[-1]
+
+
+def _link(elements: Sequence[Any]) -> None:
     for before, after in zip(elements, elements[1:]):
         if not before.link(after):
             raise GStreamerError(f"GStreamer cannot join {before.get_name()} to {after.get_name()}")
-    return elements[-1]
 
 
 def _made(gst: Any, factory: str, values: Mapping[str, Any]) -> Any:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 UNSURE = 0.4
 PAUSED_FPS = 0.1
-STALE_S = 0.5
 RETRY_S = 5.0
 EARLY = 0.2
 WINDOW = 200
@@ -64,11 +63,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Taken:
-    """A frame that is to be looked at, its masks applied. `began_s` is monotonic; `is_still`: it shows what the last one showed, and
-    needs no detector."""
+    """A frame that is to be looked at, its masks applied. `due_s`, when it was to be looked at, and `began_s` are monotonic; `is_still`: it
+    shows what the last one showed, and needs no detector."""
 
     frame: Frame
     picture: Picture
+    due_s: float
     began_s: float
     is_still: bool = False
 
@@ -157,6 +157,20 @@ class Pipeline:
         is_time = slot.is_patient or captured_s >= slot.due_s - EARLY * period_s or now_s >= slot.due_s + period_s
         return slot.due_s if is_time else None
 
+    def next_s(self, now_s: float) -> Optional[float]:
+        """When the next frame to look at is expected; None: nobody knows, or none is wanted."""
+        slot = self.camera.slot
+        frame_s = slot.next_s(now_s)
+        if frame_s is None or not self.fps or slot.is_patient:
+            return None
+        return max(frame_s, slot.due_s - EARLY / self.fps)
+
+    @property
+    def input_size(self) -> Tuple[int, int]:
+        """(height, width) of the model's input for the last frame; (0, 0) before the first one."""
+        width, height = self._size
+        return self.detector.input_size(height, width) if height else (0, 0)
+
     def camera_events(self) -> List[Event]:
         """One event for each new state of the camera since the last call; a state that was over at once stays unsaid. What was seen by
         a camera that is gone ends with it. And what became of recording."""
@@ -194,6 +208,8 @@ class Pipeline:
             return None
         if taken.is_still:
             return self.follow(taken, ())
+        if not self.is_fresh(taken):
+            return None
         try:
             found = self.detector.detect(taken.picture, self.unsure)
         except EngineError as error:
@@ -204,9 +220,8 @@ class Pipeline:
     def take(self) -> Optional[Taken]:
         """The newest frame with its masks applied, and the next one's time set. None: it was too old, or could not be decoded."""
         slot, began_s = self.camera.slot, time.monotonic()
-        frame = slot.take()
-        if frame is not None and not slot.is_patient and began_s - frame.captured_s > STALE_S:
-            self._stale += 1
+        frame, due_s = slot.take(), slot.due_s
+        if frame is not None and self._is_stale(frame):
             return None  # still due: the next frame is looked at as soon as it comes
         # Behind by more than a period: that time is lost, not caught up.
         slot.due_s = max(slot.due_s, began_s - 2 / self.fps) + 1 / self.fps
@@ -220,8 +235,22 @@ class Pipeline:
             return None
         if self._recorder is not None:
             self._recorder.picture(picture, frame.captured_s)
+        self._size = (picture.shape[1], picture.shape[0])
         is_still = self.settings.motion.enabled and not self._gate.lets_through(picture, frame.at_s)
-        return Taken(frame, picture, time.monotonic(), is_still)
+        return Taken(frame, picture, due_s, time.monotonic(), is_still)
+
+    def is_fresh(self, taken: Taken) -> bool:
+        """Whether a frame is still young enough to be looked at, to be asked right before that; one that is not counts as dropped, and the
+        next one is due in its place."""
+        if not self._is_stale(taken.frame):
+            return True
+        self.camera.slot.due_s = min(self.camera.slot.due_s, taken.due_s)
+        return False
+
+    def _is_stale(self, frame: Frame) -> bool:
+        is_stale = not self.camera.slot.is_patient and time.monotonic() - frame.captured_s > self.settings.stale_s
+        self._stale += is_stale
+        return is_stale
 
     def fail(self, error: Exception) -> None:
         """A frame could not be looked at: say so, and try again in a while."""
@@ -240,7 +269,6 @@ class Pipeline:
             self._latencies.append((done_s - taken.began_s) * 1000)
             self._looks.append(done_s)
             self._processed += 1
-        self._size = (picture.shape[1], picture.shape[0])
         self._shown_s = frame.at_s
         encoded: List[bytes] = []
 

@@ -15,8 +15,9 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 import av
 
-from agent.worker.clips import Clip, PacketClip, PictureClip, Piece, Template, remove_halves
+from agent.worker.clips import Clip, PacketClip, PictureClip, Piece, Template, remove_halves, template_of_keyframe
 from agent.worker.events import Event
+from agent.worker.gstreamer import EncodedStream
 from agent.worker.masks import Masks
 from agent.worker.settings import Recording
 from models.pictures import Picture, PictureError, encode_jpeg
@@ -105,10 +106,10 @@ class Recorder:
         self._thread.start()
 
     def packet(self, packet: Any) -> None:
-        """One packet of the camera's video stream, as it was demuxed."""
+        """One packet of the camera's video stream, as FFmpeg demuxed it or as GStreamer's EncodedPicture."""
         if not self.copies or packet.size == 0:
             return
-        if packet.stream is not self._stream and not self._enters(packet.stream):
+        if packet.stream is not self._stream and not self._enters(packet):
             return
         dts = packet.dts if packet.dts is not None else packet.pts
         if dts is None:
@@ -117,10 +118,16 @@ class Recorder:
         piece = Piece(time.monotonic(), bytes(packet), bool(packet.is_keyframe), pts, dts)
         self._put_bounded(piece, len(piece.data), piece.is_key)
 
-    def _enters(self, stream: Any) -> bool:
+    def _enters(self, packet: Any) -> bool:
         """Whether the packets of a stream that begins now can be kept as they are; else pictures are."""
+        stream = packet.stream
+        if isinstance(stream, EncodedStream) and not packet.is_keyframe:
+            return False  # what its packets mean stands in the first keyframe
         self._stream = stream
         try:
+            if isinstance(stream, EncodedStream):
+                self._put(_Stream(template_of_keyframe(stream.codec, packet.data)))
+                return True
             if stream.codec_context.name not in COPIED:
                 raise ValueError(f"{stream.codec_context.name} in MP4 is played by few")
             self._put(_Stream(Template(stream)))

@@ -11,12 +11,13 @@ from typing import Any, Literal, Mapping, Optional, Sequence, Tuple
 
 from agent.worker.lines import Line
 from agent.worker.polygons import Point, check_name, check_point, check_polygon
-from agent.worker.sources import Decoder, Source, parse_source
+from agent.worker.sources import Decoder, Source, Transport, parse_source
 from models.record import RecordError
 
 MAX_SHAPES = 32
 MAX_INERTIA = 100
 DAY_S = 86400.0
+LEAST_STALE_S, MOST_STALE_S = 0.05, 60.0
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,14 @@ class Motion:
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What a camera pipeline does. All but `source`, `decoder`, `mode`, `width` and `height` change while it runs.
+    """What a camera pipeline does. All but `source`, `decoder`, `transport`, `mode`, `width` and `height` change while it runs.
 
-    source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`; options of a file or the conveyor
-               follow a `?`, see agent/worker/sources.py
+    source     `conveyor:`, `file:/path`, `rtsp://…`, `rtsps://…`, `http(s)://…`, `v4l2:/dev/video0`, `csi:0`;
+               options follow a `?`, see agent/worker/sources.py
     fps        frames looked at per second, at most
     floor_fps  what is left of that while the device is busy with requests; never more than `fps`
     mode       `freshest`: what is not looked at in time is dropped; `every_frame`: the source waits; `auto`: as the source asks
+    stale_s    how old a frame may be when the detector begins with it; older ones are dropped and counted
     threshold  score from which something counts as seen; None: the model's own
     labels     what to report and count; empty: everything
     line, lines  where to count; `line` is one more of `lines`
@@ -85,7 +87,8 @@ class PipelineSettings:
     record     clips of events
     media      folder for clips, given by the daemon; empty: no clips
     motion     whether to look only when something moves
-    decoder    of RTSP: `ffmpeg`, or `gstreamer`, which uses a Jetson's hardware; clips of the latter are encoded, not copied
+    decoder    of RTSP: `ffmpeg`, or `gstreamer`, which uses a Jetson's hardware
+    transport  of RTSP: `tcp`, or `udp` for cameras that can only do that: what is lost on the way is then missing in the picture
     width, height  size of a rendered source, and of csi
     """
 
@@ -95,6 +98,7 @@ class PipelineSettings:
     fps: float = 10.0
     floor_fps: float = 1.0
     mode: Literal["auto", "freshest", "every_frame"] = "auto"
+    stale_s: float = 0.5
     threshold: Optional[float] = None
     labels: Tuple[str, ...] = ()
     line: Optional[Line] = None
@@ -105,6 +109,7 @@ class PipelineSettings:
     media: str = ""
     motion: Motion = Motion()
     decoder: Decoder = "ffmpeg"
+    transport: Transport = "tcp"
     width: int = 640
     height: int = 360
 
@@ -119,13 +124,13 @@ class PipelineSettings:
 
     def parsed_source(self) -> Source:
         """Raises ValueError, without credentials in it."""
-        return parse_source(self.source, self.width, self.height, self.fps, self.decoder)
+        return parse_source(self.source, self.width, self.height, self.fps, self.decoder, self.transport)
 
     def has_source_of(self, other: PipelineSettings) -> bool:
         """Whether a camera that is open for the other settings serves these as well."""
         # A rendered source is rendered at the rate that is looked at, unless it names its own.
         is_rendered = self.source.startswith("conveyor:") and "fps=" not in self.source
-        ours, theirs = ((each.source, each.width, each.height, each.mode, each.decoder) for each in (self, other))
+        ours, theirs = ((each.source, each.width, each.height, each.mode, each.decoder, each.transport) for each in (self, other))
         return ours == theirs and (self.fps == other.fps or not is_rendered)
 
     def check(self) -> None:
@@ -156,6 +161,8 @@ class PipelineSettings:
             raise ValueError(f"fps {self.fps} is not in 0..120")
         if not 0 <= self.floor_fps <= 120:
             raise ValueError(f"floor_fps {self.floor_fps} is not in 0..120")
+        if not LEAST_STALE_S <= self.stale_s <= MOST_STALE_S:
+            raise ValueError(f"stale_s {self.stale_s} is not in {LEAST_STALE_S}..{MOST_STALE_S:.0f}")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"threshold {self.threshold} is not between 0 and 1")
         if not 0 < self.motion.min_share < 1:

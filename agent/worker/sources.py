@@ -3,7 +3,7 @@
 conveyor:?seed=7&fps=15      rendered; `fps`, `seed`, `seconds` (0: endless), `pace=none`
 file:/video.mp4?loop=no      `loop=yes|no`, `pace=none`: every frame, as fast as it is taken, then the end
 rtsp://user:password@host/…  also rtsps, http, https
-v4l2:/dev/video0
+v4l2:/dev/video0?fourcc=MJPG&width=1280&height=720&fps=30   as the driver likes where nothing is said
 csi:0                        a Jetson's own camera port, through GStreamer; width, height and fps as the pipeline says
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, Literal, Optional
 from urllib.parse import parse_qsl
 
+from agent.worker.devices import DeviceError, Format, device_pictures
 from models.conveyor import Conveyor
 from models.pictures import Picture
 
@@ -24,11 +25,14 @@ OPEN_TIMEOUT_S = 5.0
 DRAIN_S = 2.0
 BAD_PACKETS = 100
 STREAMS = ("rtsp", "rtsps", "http", "https")
-OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pace")}
+OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pace"), "v4l2": ("fourcc", "width", "height", "fps")}
+DEVICE = re.compile(r"^/dev/video\d{1,3}$")
+FOURCC = re.compile(r"^[A-Za-z0-9]{4}$")
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 
 Kind = Literal["conveyor", "file", "stream", "device", "csi"]
 Decoder = Literal["ffmpeg", "gstreamer"]
+Transport = Literal["tcp", "udp"]
 Tap = Callable[[Any], None]
 
 
@@ -59,14 +63,16 @@ class Source:
     is_looped: bool = True
     seconds: float = 0.0
     decoder: Decoder = "ffmpeg"
+    transport: Transport = "tcp"
     width: int = 0
     height: int = 0
+    format: Format = field(default_factory=Format)
     belt: Belt = field(default_factory=lambda: Belt(0, 640, 360), compare=False)
 
     @property
     def has_packets(self) -> bool:
         """Whether it comes encoded, so that it can be kept as it is."""
-        return self.kind in ("file", "stream") and self.decoder == "ffmpeg"
+        return self.kind in ("file", "stream")
 
     def truth(self, at_s: float) -> Optional[Dict[str, int]]:
         """Objects that crossed the middle of a rendered picture until `at_s`; None: nobody knows."""
@@ -92,18 +98,19 @@ class Belt:
         return self._conveyor
 
 
-def parse_source(text: str, width: int, height: int, fps: float, decoder: Decoder = "ffmpeg") -> Source:
-    """Read a source; `width`, `height` and `fps` are for a rendered one and for csi. Raises ValueError, without credentials in it."""
+def parse_source(text: str, width: int, height: int, fps: float, decoder: Decoder = "ffmpeg", transport: Transport = "tcp") -> Source:
+    """Read a source; `width`, `height` and `fps` are for a rendered one and for csi, `decoder` and `transport` for RTSP. Raises ValueError,
+    without credentials in it."""
     scheme, _, rest = text.partition(":")
-    if decoder == "gstreamer" and scheme not in ("rtsp", "rtsps"):
-        raise ValueError(f"decoder: GStreamer decodes RTSP here, not {redacted(text)!r}")
+    _check_rtsp(scheme, text, decoder, transport)
     if scheme in STREAMS and re.match(r"^//\S+$", rest):
-        return Source("stream", text, redacted(text), fps, decoder=decoder)
+        return Source("stream", text, redacted(text), fps, decoder=decoder, transport=transport)
     if scheme == "csi" and re.match(r"^\d$", rest):
         return Source("csi", rest, text, fps, width=width, height=height)
-    if scheme == "v4l2" and re.match(r"^/dev/video\d{1,3}$", rest):
-        return Source("device", rest, text, fps)
-    if scheme not in OPTIONS:
+    if scheme == "v4l2" and DEVICE.match(rest.partition("?")[0]):
+        address, options = _options(scheme, rest)
+        return Source("device", address, text, fps, format=_format(text, options))
+    if scheme not in ("conveyor", "file"):
         raise ValueError(f"source {redacted(text)!r} is none of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:N")
     address, options = _options(scheme, rest)
     is_paced = _one_of(options, "pace", {"none": False, "real": True}, True)
@@ -120,6 +127,13 @@ def parse_source(text: str, width: int, height: int, fps: float, decoder: Decode
     return Source("conveyor", address, text, fps, is_paced, False, seconds, belt=Belt(seed, width, height))
 
 
+def _check_rtsp(scheme: str, text: str, decoder: Decoder, transport: Transport) -> None:
+    if decoder == "gstreamer" and scheme not in ("rtsp", "rtsps"):
+        raise ValueError(f"decoder: GStreamer decodes RTSP here, not {redacted(text)!r}")
+    if transport == "udp" and scheme != "rtsp":
+        raise ValueError(f"transport: UDP is for rtsp:// here, not {redacted(text)!r}")
+
+
 def _options(scheme: str, rest: str) -> Any:
     address, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
@@ -127,6 +141,20 @@ def _options(scheme: str, rest: str) -> Any:
     if unknown:
         raise ValueError(f"source {scheme}: has no option {unknown[0]!r}; it has {', '.join(OPTIONS[scheme])}")
     return address, options
+
+
+def _format(text: str, options: Dict[str, str]) -> Format:
+    try:
+        found = Format(
+            options.get("fourcc", ""), int(options.get("width", "0")), int(options.get("height", "0")), float(options.get("fps", "0"))
+        )
+    except ValueError as error:
+        raise ValueError(f"source {text!r}: width, height and fps are numbers: {error}") from error
+    if found.fourcc and not FOURCC.match(found.fourcc):
+        raise ValueError(f"source {text!r}: fourcc is four letters such as MJPG or YUYV, not {found.fourcc!r}")
+    if not (0 <= found.fps <= 240 and 0 <= found.width <= 7680 and 0 <= found.height <= 4320) or (found.width > 0) != (found.height > 0):
+        raise ValueError(f"source {text!r}: fps must be in 0..240, and width and height, both or none, up to 7680x4320")
+    return found
 
 
 def _one_of(options: Dict[str, str], name: str, values: Dict[str, bool], otherwise: bool) -> bool:
@@ -192,7 +220,7 @@ def _stream(source: Source, stop: threading.Event, stall_s: float, tap: Optional
         yield from _through_gstreamer(source, stop, stall_s, tap)
         return
     options = {
-        "rtsp_transport": "tcp",
+        "rtsp_transport": source.transport,
         "fflags": "nobuffer",
         "flags": "low_delay",
         # A playlist from the network may not name files of this machine.
@@ -218,7 +246,7 @@ def _through_gstreamer(source: Source, stop: threading.Event, stall_s: float, ta
             fps = max(1, math.ceil(source.fps))
             pictures = csi_pictures(int(source.address), source.width, source.height, fps, stop, OPEN_TIMEOUT_S, stall_s)
         else:
-            pictures = rtsp_pictures(source.address, stop, OPEN_TIMEOUT_S, stall_s)
+            pictures = rtsp_pictures(source.address, source.transport, stop, OPEN_TIMEOUT_S, stall_s, tap)
         for picture in pictures:
             yield Grab(lambda picture=picture: picture)  # type: ignore[misc]  # as above
     except GStreamerError as error:
@@ -226,20 +254,11 @@ def _through_gstreamer(source: Source, stop: threading.Event, stall_s: float, ta
 
 
 def _device(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
-    import cv2  # only where a device is used: a build without V4L2 need not fail elsewhere
-
-    capture = cv2.VideoCapture(source.address, cv2.CAP_V4L2)
     try:
-        if not capture.isOpened():
-            raise SourceError(f"{source.address} cannot be opened; is it there, free, and readable for this user (group video)?")
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        while not stop.is_set():
-            done, picture = capture.read()
-            if not done:
-                raise SourceError(f"{source.address} gives no pictures any more")
+        for picture in device_pictures(source.address, source.format, stop, OPEN_TIMEOUT_S, stall_s):
             yield Grab(lambda picture=picture: picture)  # type: ignore[misc]  # as above
-    finally:
-        capture.release()
+    except DeviceError as error:
+        raise SourceError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -277,7 +296,10 @@ def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], sta
                         return
                     yield _Decoded(lambda frame=frame: frame.to_ndarray(format="bgr24"), frame.time, rate)  # type: ignore[misc]  # as above
     except av.error.ExitError as error:
-        raise SourceError(f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame") from error
+        hint = "; does a firewall keep its UDP packets out?" if source.transport == "udp" else ""
+        raise SourceError(
+            f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame{hint}"
+        ) from error
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from agent.worker.batching import Candidate, is_worth_waiting, oldest_alike, window_s
 from agent.worker.camera import Camera
 from agent.worker.events import Event
 from agent.worker.loop import Emit, Refusal
-from agent.worker.pipeline import Look, Pipeline, PipelineSettings
+from agent.worker.pipeline import Look, Pipeline, PipelineSettings, Taken
 from agent.worker_protocol import (
     CameraEvent,
     CameraFrame,
@@ -27,9 +29,10 @@ from models.engines import Engine, EngineError, EngineOptions, open_engine
 from models.manifest import DetectionManifest, ManifestError, manifest_from_mapping
 from models.pictures import PictureError, decode_picture, draw_detections, encode_jpeg
 from models.record import RecordError, from_mapping
-from models.tasks.detection import Detection, Detector
+from models.tasks.detection import Detector
 
 WATCH_LIMIT_S = 60.0
+NEWS = 0.2  # weight of the last run in the time that one is reckoned to take
 
 
 @dataclass
@@ -38,16 +41,21 @@ class _Opened:
     detector: Detector
     detected: int = 0
     latency_ms: float = 0.0
+    execution_s: float = 0.0
+
+    def ran(self, seconds: float) -> None:
+        self.execution_s += (seconds - self.execution_s) * (NEWS if self.execution_s else 1.0)
 
 
 class VisionService:
-    """One detector per model, shared by all pipelines that name it. Frames are served longest overdue first, one in each step."""
+    """One detector per model, shared by all pipelines that name it. Frames are served longest overdue first, one run in each step."""
 
     handles = (OpenModel, CloseModel, Detect, StartPipeline, StopPipeline, Watch, Pace)
 
     def __init__(self, emit: Emit, wake: Callable[[], None]) -> None:
         self._emit = emit
         self._wake = wake
+        self._arrival = threading.Event()
         self._models: Dict[str, _Opened] = {}
         self._pipelines: Dict[str, Pipeline] = {}
         self._pace_fps: Optional[float] = None
@@ -73,36 +81,56 @@ class VisionService:
             self._watch(message)
 
     def step(self) -> bool:
-        """Look at the frame that has waited longest since its pipeline was due, together with others for the same detector if it takes
-        several at once and they wait already."""
-        now_s = time.monotonic()
-        due: List[Tuple[float, str]] = []
-        for name, pipeline in self._pipelines.items():
-            self._tell(name, pipeline.camera_events())
-            due_s = pipeline.due_s(now_s)
-            if due_s is not None:
-                due.append((due_s, name))
-        if not due:
-            return False
-        names = [name for _, name in sorted(due)]
-        detector = self._pipelines[names[0]].detector
-        self._look([name for name in names if self._pipelines[name].detector is detector][: detector.batch_max], detector)
-        return True
+        """One run of a detector: of the frame that has waited longest since its pipeline was due, with others of its kind where the model
+        takes several at once. For one that is about to come a run that has room waits a little."""
+        until_s: Optional[float] = None
+        while True:
+            self._arrival.clear()
+            now_s = time.monotonic()
+            candidates = [self._candidate(name, pipeline, now_s) for name, pipeline in self._pipelines.items()]
+            batch = oldest_alike(candidates)
+            if not batch:
+                return False
+            opened = self._models[batch[0].kind[0]]
+            most = opened.detector.batch_max
+            until_s = until_s if until_s is not None else now_s + window_s(opened.execution_s)
+            if now_s >= until_s or not is_worth_waiting(batch, candidates, most, until_s):
+                self._look([each.name for each in batch[:most]], opened)
+                return True
+            self._arrival.wait(until_s - now_s)
 
-    def _look(self, names: Sequence[str], detector: Detector) -> None:
-        taken = [(name, each) for name in names for each in (self._pipelines[name].take(),) if each is not None]
-        moving = [(name, each) for name, each in taken if not each.is_still]
-        found: Dict[str, Sequence[Detection]] = {name: () for name, each in taken if each.is_still}
+    def _candidate(self, name: str, pipeline: Pipeline, now_s: float) -> Candidate:
+        self._tell(name, pipeline.camera_events())
+        height, width = pipeline.input_size
+        return Candidate(name, (pipeline.settings.model, height, width), pipeline.due_s(now_s), pipeline.next_s(now_s))
+
+    def _look(self, names: Sequence[str], opened: _Opened) -> None:
+        alike: Dict[Tuple[int, int], List[Tuple[str, Taken]]] = {}
+        for name in names:
+            taken = self._pipelines[name].take()
+            if taken is not None and taken.is_still:
+                self._show(name, self._pipelines[name].follow(taken, ()))
+            elif taken is not None:
+                alike.setdefault(opened.detector.input_size(*taken.picture.shape[:2]), []).append((name, taken))
+        # One kind, but for a camera that has just changed its size.
+        for batch in alike.values():
+            self._run([(name, taken) for name, taken in batch if self._pipelines[name].is_fresh(taken)], opened)
+
+    def _run(self, batch: Sequence[Tuple[str, Taken]], opened: _Opened) -> None:
+        if not batch:
+            return
+        began_s = time.monotonic()
+        least = min(self._pipelines[name].unsure for name, _ in batch)
         try:
-            least = min((self._pipelines[name].unsure for name, _ in moving), default=0.0)
-            found.update(zip((name for name, _ in moving), detector.detect_many([each.picture for _, each in moving], least)))
+            found = opened.detector.detect_many([taken.picture for _, taken in batch], least)
         except EngineError as error:
-            for name, _ in moving:
+            for name, _ in batch:
                 self._pipelines[name].fail(error)
-        for name, each in taken:
-            if name in found:
-                pipeline = self._pipelines[name]
-                self._show(name, pipeline.follow(each, [one for one in found[name] if one.score >= pipeline.unsure]))
+            return
+        opened.ran(time.monotonic() - began_s)
+        for (name, taken), each in zip(batch, found):
+            pipeline = self._pipelines[name]
+            self._show(name, pipeline.follow(taken, [one for one in each if one.score >= pipeline.unsure]))
 
     def _show(self, name: str, look: Look) -> None:
         self._tell(name, look.events)
@@ -194,11 +222,15 @@ class VisionService:
         source = settings.parsed_source()
         if running is not None:
             self._end(message.pipeline)
-        camera = Camera(source, self._wake, stall_s=max(3.0, 5 / settings.fps), is_patient=settings.is_patient)
+        camera = Camera(source, self._arrived, stall_s=max(3.0, 5 / settings.fps), is_patient=settings.is_patient)
         pipeline = self._pipelines[message.pipeline] = Pipeline(settings, opened.detector, camera)
         pipeline.slow_to(self._pace_fps)
         pipeline.camera.start()
         self._emit(Done(message.request, {"source": source.label, "is_reopened": True}))
+
+    def _arrived(self) -> None:
+        self._arrival.set()
+        self._wake()
 
     def _pace(self, message: Pace) -> None:
         if message.fps is not None and not 0 <= message.fps <= 120:

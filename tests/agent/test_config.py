@@ -40,6 +40,12 @@ def test_a_fault_is_named(tmp_path: Path, text: str, named: str) -> None:
         load_settings(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("source", ["csi:0", "v4l2:/dev/video0?fourcc=MJPG", "rtsp://camera/live", "file:/srv/door.mp4", "conveyor:"])
+def test_every_kind_of_source_can_be_configured(tmp_path: Path, source: str) -> None:
+    (camera,) = load_settings(written(tmp_path, f'[[cameras]]\nid="a"\nsource="{source}"\nmodel="m"\n')).cameras
+    assert camera.source == source
+
+
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not a file"):
         load_settings(tmp_path / "none.toml")

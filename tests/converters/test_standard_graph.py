@@ -17,6 +17,8 @@ from converters.graph import read_graph
 from converters.half_from_onnx import half_from_onnx
 from converters.int8_from_onnx import int8_from_onnx
 from converters.onnx_from_onnx import GraphTarget, onnx_from_onnx, tensorrt_target
+from converters.profiles import profiles_of
+from converters.stateless_line import input_shapes
 from converters.written_out import write_out
 from models.manifest import Build, DetectionManifest
 from tests.conftest import ROOT
@@ -106,7 +108,10 @@ def test_the_detr_of_the_demo_builds_in_each_precision(tmp_path: Path) -> None:
     half, int8 = tmp_path / "half.onnx", tmp_path / "int8.onnx"
     half_from_onnx(graph, half, with_attention=True)
     int8_from_onnx(graph, int8, calibration_inputs(conveyor(), graph, None, count=4), "minmax")
-    sizes = [plan_bytes(path) for path in (graph, half, int8)]
+    (profile,) = profiles_of(input_shapes(graph), conveyor())
+    shapes: Shapes = {name: (least, usual, most) for name, (least, usual, most) in profile.items()}
+    assert shapes["pixel_values"] == ([1, 3, 192, 320], [4, 3, 192, 320], [4, 3, 192, 320])
+    sizes = [plan_bytes(path, shapes) for path in (graph, half, int8)]
     assert min(sizes) > 100_000
 
 

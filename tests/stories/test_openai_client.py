@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -18,9 +17,15 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 QUESTION = "What is the capital of France? Answer in one sentence."
 
 
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    house = House(tmp_path)
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def node(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    """One for all stories here: none changes it, and it takes longer to start than most of them to be told."""
+    house = House(tmp_path_factory.mktemp("house"))
     settings = house.node_settings("edge-a", models={"serve": [CHAT, "all-minilm-l6-v2"], "aliases": {"deepseek-chat": CHAT}})
     async with house.node(settings) as node:
         await node.until_serving(CHAT, "all-minilm-l6-v2")

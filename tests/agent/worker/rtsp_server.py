@@ -1,7 +1,7 @@
 """An RTSP server on loopback whose pictures say when they were taken. For the system's Python, which has GStreamer's bindings.
 
-`python3 rtsp_server.py FPS` prints the port and serves rtsp://127.0.0.1:PORT/cam. A picture is 320x176; its sixteen blocks, black or white,
-the lowest bit first, are CLOCK_MONOTONIC in hundredths of a second, cut to 16 bits.
+`python3 rtsp_server.py FPS [COUNT]` prints the port and serves rtsp://127.0.0.1:PORT/cam, then /cam1 and so on, COUNT in all. A picture is
+320x176; its sixteen blocks, black or white, the lowest bit first, are CLOCK_MONOTONIC in hundredths of a second, cut to 16 bits.
 """
 
 # mypy: disable-error-code="import-not-found,misc,no-any-return"
@@ -53,9 +53,10 @@ def main() -> None:
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service("0")
-    factory = Factory(int(sys.argv[1]))
-    factory.connect("media-configure", lambda _, media: factory.configure(media))
-    server.get_mount_points().add_factory("/cam", factory)
+    for number in range(int(sys.argv[2]) if len(sys.argv) > 2 else 1):
+        factory = Factory(int(sys.argv[1]))
+        factory.connect("media-configure", lambda configured, media: configured.configure(media))
+        server.get_mount_points().add_factory(f"/cam{number or ''}", factory)
     server.attach(None)
     sys.stdout.write(f"{server.get_bound_port()}\n")
     sys.stdout.flush()

@@ -253,6 +253,10 @@ def test_a_shown_address_still_tells_which_camera() -> None:
         ("conveyor:?seed=x", "numbers"),
         ("conveyor:?fps=0", "fps"),
         ("v4l2:/etc/passwd", "none of"),
+        ("v4l2:/dev/video0?fourcc=JPEG2", "MJPG or YUYV, not 'JPEG2'"),
+        ("v4l2:/dev/video0?width=1280", "width and height, both"),
+        ("v4l2:/dev/video0?fps=nan", "fps must be"),
+        ("v4l2:/dev/video0?size=big", "no option 'size'"),
         ("http:/no", "none of"),
         ("csi:left", "none of"),
         ("rtsp://user:my password@host/live", "none of"),
@@ -261,3 +265,11 @@ def test_a_shown_address_still_tells_which_camera() -> None:
 def test_sources_that_cannot_be(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_source(text, 640, 360, 10.0)
+
+
+@pytest.mark.parametrize("text", ["rtsps://user:s3cret@camera/live", "http://user:s3cret@camera/live", "file:/x.mp4", "conveyor:"])
+def test_udp_is_for_plain_rtsp(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^transport: UDP is for rtsp://") as refused:
+        parse_source(text, 640, 360, 10.0, transport="udp")
+    assert "s3cret" not in str(refused.value)
+    assert parse_source("rtsp://camera/live", 640, 360, 10.0, transport="udp").transport == "udp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,16 +28,18 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def test_cameras_go_at_the_pace_they_are_told_but_not_below_their_floor_and_keep_their_tracks(bench: Bench) -> None:
     bench.start("slow", "conveyor:?seed=3&fps=30", fps=12.0, floor_fps=0.0)
     bench.start("floor", "conveyor:?seed=4&fps=30", fps=12.0, floor_fps=4.0)
-    before = bench.work(1.5)
+    before = bench.work_until(lambda each: all(pipeline["processed"] >= 15 for pipeline in each.values()), "looks, so that all is told")
     assert not before["slow"]["is_slowed"]
     bench.service.handle(Pace(5, 2.0), b"")
     bench.start("late", "conveyor:?seed=5&fps=30", fps=12.0, floor_fps=1.0)
     sent = len(bench.reports)
+    began_s = time.monotonic()
     between = bench.work(3.0)
+    late = 4 * (time.monotonic() - began_s - 3.0)  # a busy machine ends its last step when it can
     looks = {name: between[name]["processed"] - before.get(name, {"processed": 0})["processed"] for name in between}
-    assert 5 <= looks["slow"] <= 8
-    assert 11 <= looks["floor"] <= 14
-    assert 5 <= looks["late"] <= 8
+    assert 5 <= looks["slow"] <= 8 + late
+    assert 11 <= looks["floor"] <= 14 + late
+    assert 5 <= looks["late"] <= 8 + late
     assert all(each["is_slowed"] for each in between.values())
     new = [each.data for each in bench.reports[sent:] if isinstance(each, CameraEvent) and each.data.get("type") == "new"]
     assert len(new) <= 14, "tracks were lost between two looks"

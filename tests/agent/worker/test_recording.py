@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from agent.worker.camera import Camera
 from agent.worker.clips import remove_halves
+from agent.worker.gstreamer import EncodedPicture, EncodedStream
 from agent.worker.masks import Masks
 from agent.worker.recording import Recorder
 from agent.worker.settings import Mask, Recording
@@ -111,6 +113,35 @@ def test_a_clip_is_the_cameras_own_packets_from_before_the_event_to_after_it(tmp
     assert sorted(file.name for file in (tmp_path / "clips").iterdir()) == ["1-aaaaaa.mp4", "2-bbbbbb.mp4"]
 
 
+@pytest.mark.parametrize(("codec", "encoder"), [("h264", "libx264"), ("hevc", "libx265")])
+def test_what_gstreamer_hands_on_becomes_a_clip_from_the_first_keyframe_on(codec: str, encoder: str, tmp_path: Path) -> None:
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {encoder}")
+    context: Any = av.CodecContext.create(encoder, "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 160, 96, "yuv420p", Fraction(1, FPS)
+    context.gop_size, context.options = 10, {"preset": "ultrafast", "x265-params": "log-level=none"}
+    frames = [av.VideoFrame.from_ndarray(numbered(number), format="bgr24") for number in range(30)]
+    packets = [packet for number, frame in enumerate(frames) for packet in context.encode(stamped(frame, number))] + context.encode(None)
+    stream = EncodedStream(codec)
+    units = [EncodedPicture(stream, bytes(each), each.is_keyframe, each.pts * 4500, each.dts * 4500) for each in packets]
+    with recording(tmp_path, Recording(True, pre_s=5.0, post_s=0.1), Masks(), has_packets=True) as recorder:
+        for unit in units[3:]:  # somebody connects in mid-stream
+            recorder.packet(unit)
+        assert recorder.begin("1-aaaaaa", "person", 0.1)
+        recorder.end("1-aaaaaa", 0.0)
+        until(lambda: recorder.written == 1, "clip")
+        assert recorder.copies
+    assert [number_of(picture) for picture in pictures(tmp_path / "1-aaaaaa.mp4")] == list(range(10, 30))
+    with av.open(str(tmp_path / "1-aaaaaa.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == codec
+        assert container.duration / av.time_base == pytest.approx(1.0, abs=0.2)
+
+
+def stamped(frame: Any, number: int) -> Any:
+    frame.pts = number
+    return frame
+
+
 def test_a_clip_is_no_longer_than_allowed_and_only_of_labels_that_are_wanted(tmp_path: Path) -> None:
     with recording(tmp_path, Recording(True, 0.2, 0.1, 0.6, labels=("person",)), Masks(), has_packets=False) as recorder:
         assert not recorder.begin("1-aaaaaa", "dog", 0.5)
@@ -177,19 +208,34 @@ def test_a_worker_that_is_killed_leaves_no_half_clip_behind(tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["0-aaaaaa.mp4"]
 
 
-def test_a_disk_that_fills_up_stops_recording_once_and_resumes_it(tmp_path: Path) -> None:
+def on_a_full_disk(folder: Path, what: str) -> Any:
+    """What full_disk.py says."""
     can_mount = shutil.which("unshare") and not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
     if not can_mount:
         pytest.skip("a disk of its own needs the right to mount: unshare -m")
-    command = ["unshare", "-m", sys.executable, "-m", "tests.agent.worker.full_disk", str(tmp_path / "disk")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    command = ["unshare", "-m", sys.executable, "-m", "tests.agent.worker.full_disk", str(folder / "disk"), what]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_disk_that_fills_up_stops_recording_once_and_resumes_it(tmp_path: Path) -> None:
+    told = on_a_full_disk(tmp_path, "recorder")
     assert told["begun"] == [True, False, True]
     assert [state for state, _ in told["news"]] == ["stopped", "resumed"]
     assert "3-cccccc.mp4" in told["files"]
     assert not [name for name in told["files"] if name.startswith(".")]
     assert told["stopped"].startswith("clips cannot be written to ")
+
+
+@pytest.mark.slow
+def test_a_pipeline_on_a_full_disk_stops_recording_goes_on_looking_and_records_again(tmp_path: Path) -> None:
+    told = on_a_full_disk(tmp_path, "pipeline")
+    assert told["states"] == ["streaming"] * 3
+    looks, clips = told["while_full"]
+    assert looks >= 16
+    assert set(clips) <= {None}, "a clip was promised that nobody can write"
+    assert told["news"] == ["stopped", "resumed"]
 
 
 def test_a_folder_that_cannot_be_stops_recording_and_nothing_else(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Run by test_rtsp.py, with the system's GStreamer bindings on the path: look through GStreamer at a source, and say what came.
 
 `python -m tests.agent.worker.through_gstreamer SOURCE DECODER` prints, a JSON value a line: the ages and the shape of sixty frames where
-there are any, then the camera's message when it is lost.
+there are any, then the camera's message when it is lost. `… SOURCE clip FOLDER` records a clip instead, as test_rtsp.py wants it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from agent.worker.camera import Camera
 from agent.worker.sources import parse_source
@@ -38,10 +40,22 @@ def main(text: str, decoder: str) -> None:
         camera.join()
 
 
+def record(url: str, folder: Path) -> None:
+    from tests.agent.worker.test_rtsp import recorded  # which imports this module
+    from tests.agent.worker.test_vision import Bench, closing
+
+    sys.path.append(SYSTEM_PACKAGES)
+    with tempfile.TemporaryDirectory() as model, closing(Bench(Path(model))) as bench:
+        recorded(bench, url, folder, decoder="gstreamer")
+
+
 def say(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    if sys.argv[2] == "clip":
+        record(sys.argv[1], Path(sys.argv[3]))
+    else:
+        main(sys.argv[1], sys.argv[2])

@@ -19,7 +19,7 @@ from models.pictures import Picture, decode_picture
 from models.scaling import Scaler, placement_of
 from models.tasks.detection import Detector
 from tests.converters.transformers.processors import figures, processor
-from tests.converters.transformers.tiny_models import files_of, save_detector
+from tests.converters.transformers.tiny_models import DETECTORS, files_of, save_detector
 
 torch = pytest.importorskip("torch")
 # Random weights are sure of little.
@@ -38,7 +38,27 @@ def prepared(manifest: DetectionManifest, picture: Picture) -> np.ndarray:
     return Scaler(manifest.detection).planes([picture], [placement_of(manifest.detection, *picture.shape[:2])], 1)
 
 
-@pytest.mark.parametrize("model_type", ["detr", "rt_detr"])
+# Whose post-processing is published with each family. Those that take the best pairs of query and class take 100 unless told otherwise;
+# ours are as many as there are queries, as RT-DETR's.
+PROCESSORS = {
+    "detr": "Detr",
+    "conditional_detr": "ConditionalDetr",
+    "dab-detr": "ConditionalDetr",
+    "deformable_detr": "DeformableDetr",
+    "table-transformer": "Detr",
+    "yolos": "Yolos",
+    "rt_detr": "RTDetr",
+    "rt_detr_v2": "RTDetr",
+    "d_fine": "RTDetr",
+}
+COUNTING = ("ConditionalDetr", "DeformableDetr")
+
+
+def test_every_family_is_compared() -> None:
+    assert set(PROCESSORS) == set(DETECTORS)
+
+
+@pytest.mark.parametrize("model_type", PROCESSORS)
 @pytest.mark.parametrize("is_standard", [False, True], ids=["fused", "standard"])
 def test_boxes_are_those_of_transformers(model_type: str, is_standard: bool, tmp_path: Path, pictures: list[Picture]) -> None:
     source, folder, scratch = tmp_path / f"tiny-{model_type}", tmp_path / "engine", tmp_path / "scratch"
@@ -51,13 +71,14 @@ def test_boxes_are_those_of_transformers(model_type: str, is_standard: bool, tmp
     onnx_from_onnx(exported, {}, scratch, folder, manifest, GraphTarget(is_standard=is_standard))
     engine = open_engine(folder, EngineOptions(threads=2))
     detector = Detector(engine, manifest)
-    post = processor("Detr" if model_type == "detr" else "RTDetr")
+    post = processor(PROCESSORS[model_type])
     compared = 0
     try:
         for picture in pictures[:3]:
             with torch.no_grad():
                 outputs = model(pixel_values=torch.from_numpy(prepared(manifest, picture)))
-            expected = post.post_process_object_detection(outputs, threshold=THRESHOLD, target_sizes=[picture.shape[:2]])[0]
+            most = {"top_k": outputs.logits.shape[1]} if PROCESSORS[model_type] in COUNTING else {}
+            expected = post.post_process_object_detection(outputs, threshold=THRESHOLD, target_sizes=[picture.shape[:2]], **most)[0]
             height, width = picture.shape[:2]
             rows = {
                 (f"c{int(label)}", round(float(score), 3), *np.clip(box.numpy(), 0, [width, height, width, height]).round().astype(int))
@@ -85,10 +106,13 @@ def test_boxes_are_those_of_transformers(model_type: str, is_standard: bool, tmp
     ("kind", "facts", "model_type"),
     [
         ("Detr", {"size": {"shortest_edge": 800, "longest_edge": 1333}}, "detr"),
+        ("ConditionalDetr", {"size": {"shortest_edge": 800, "longest_edge": 1333}}, "conditional_detr"),
+        ("Detr", {"size": {"shortest_edge": 800, "longest_edge": 1000}}, "table-transformer"),
         ("RTDetr", {"size": {"height": 640, "width": 640}, "do_normalize": False}, "rt_detr"),
+        ("RTDetr", {"size": {"height": 640, "width": 640}, "do_normalize": False}, "rt_detr_v2"),
         ("RTDetr", {"size": {"height": 320, "width": 320}, "do_normalize": False}, "d_fine"),
     ],
-    ids=["detr 800/1333", "rt-detr 640", "d-fine 320"],
+    ids=["detr 800/1333", "conditional-detr 800/1333", "table-transformer 800/1000", "rt-detr 640", "rt-detr-v2 640", "d-fine 320"],
 )
 def test_pictures_are_prepared_as_transformers_does(
     kind: str, facts: dict[str, Any], model_type: str, tmp_path: Path, pictures: list[Picture]
