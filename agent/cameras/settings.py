@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from agent.worker.addresses import FORMS, HIDDEN, is_source, redacted
+
 CAMERA_ID = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-SOURCE = re.compile(r"^(conveyor:|file:/|rtsps?://|https?://|v4l2:/dev/video\d|csi:)")
-CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
-HIDDEN = "…@"  # as the worker shows it
 SETTINGS_BYTES_MAX = 64 << 10
 RESERVED = ("id", "media")
 MIN_AREA = 1e-4
@@ -82,8 +81,10 @@ class RecordSettings(_Shape):
 
 
 def _source(value: str) -> str:
-    if not SOURCE.match(value):
-        raise ValueError("a source is one of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:…")
+    if not is_source(value):
+        raise ValueError(f"a source is one of {FORMS}")
+    if HIDDEN in value:
+        raise ValueError(f"{HIDDEN} stands where something was hidden, and the rest is not what is known; give the whole address")
     return value
 
 
@@ -139,11 +140,6 @@ def merged(before: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any
         else:
             result[name] = value
     return result
-
-
-def redacted(source: str) -> str:
-    """A source without the password in it, fit to be shown."""
-    return CREDENTIALS.sub(HIDDEN, source)
 
 
 def with_credentials(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Callable, Deque, Iterator, Optional, Sequence
@@ -184,8 +185,10 @@ class Camera:
                 return
             except SourceError as error:
                 message = str(error)
-            except Exception as error:  # a driver's surprise must not end the camera silently
-                LOG.exception("camera %s failed in an unforeseen way", self.source.label)
+            except Exception as error:  # noqa: BLE001 - a driver's surprise must not end the camera silently
+                # Not `exception`: a traceback ends with the error's own words, which may hold the address.
+                trace = self.source.words(traceback.format_exc())
+                LOG.error("camera %s failed in an unforeseen way:\n%s", self.source.label, trace)  # noqa: TRY400
                 message = f"{type(error).__name__} in the driver"
             self._back_off(message)
 

@@ -10,22 +10,23 @@ csi:0                        a Jetson's own camera port, through GStreamer; widt
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, Literal, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Literal, Optional
 from urllib.parse import parse_qsl
 
-from models.conveyor import Conveyor
-from models.pictures import Picture
+from agent.worker.addresses import FORMS, is_source, redacted
+
+if TYPE_CHECKING:  # the daemon reads sources too, and has no use for OpenCV
+    from models.conveyor import Conveyor
+    from models.pictures import Picture
 
 OPEN_TIMEOUT_S = 5.0
 DRAIN_S = 2.0
 BAD_PACKETS = 100
 STREAMS = ("rtsp", "rtsps", "http", "https")
 OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pace")}
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 
 Kind = Literal["conveyor", "file", "stream", "device", "csi"]
 Decoder = Literal["ffmpeg", "gstreamer"]
@@ -68,6 +69,12 @@ class Source:
         """Whether it comes encoded, so that it can be kept as it is."""
         return self.kind in ("file", "stream") and self.decoder == "ffmpeg"
 
+    def words(self, error: object) -> str:
+        """What an error says, without the address in it."""
+        if self.kind == "stream":
+            return redacted(str(error).replace(self.address, self.label))
+        return str(error).replace(self.address, self.label) if self.kind == "file" else str(error)
+
     def truth(self, at_s: float) -> Optional[Dict[str, int]]:
         """Objects that crossed the middle of a rendered picture until `at_s`; None: nobody knows."""
         return self.belt.crossed(at_s) if self.kind == "conveyor" else None
@@ -88,6 +95,8 @@ class Belt:
 
     def _built(self) -> Conveyor:
         if self._conveyor is None:
+            from models.conveyor import Conveyor
+
             self._conveyor = Conveyor(*self._arguments)
         return self._conveyor
 
@@ -95,16 +104,16 @@ class Belt:
 def parse_source(text: str, width: int, height: int, fps: float, decoder: Decoder = "ffmpeg") -> Source:
     """Read a source; `width`, `height` and `fps` are for a rendered one and for csi. Raises ValueError, without credentials in it."""
     scheme, _, rest = text.partition(":")
+    if scheme not in OPTIONS and not is_source(text):
+        raise ValueError(f"source {redacted(text)!r} is none of {FORMS}")
     if decoder == "gstreamer" and scheme not in ("rtsp", "rtsps"):
         raise ValueError(f"decoder: GStreamer decodes RTSP here, not {redacted(text)!r}")
-    if scheme in STREAMS and re.match(r"^//\S+$", rest):
+    if scheme in STREAMS:
         return Source("stream", text, redacted(text), fps, decoder=decoder)
-    if scheme == "csi" and re.match(r"^\d$", rest):
+    if scheme == "csi":
         return Source("csi", rest, text, fps, width=width, height=height)
-    if scheme == "v4l2" and re.match(r"^/dev/video\d{1,3}$", rest):
+    if scheme == "v4l2":
         return Source("device", rest, text, fps)
-    if scheme not in OPTIONS:
-        raise ValueError(f"source {redacted(text)!r} is none of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:N")
     address, options = _options(scheme, rest)
     is_paced = _one_of(options, "pace", {"none": False, "real": True}, True)
     if scheme == "file":
@@ -135,19 +144,6 @@ def _one_of(options: Dict[str, str], name: str, values: Dict[str, bool], otherwi
     if options[name] not in values:
         raise ValueError(f"source option {name}={options[name]!r} is not one of {', '.join(values)}")
     return values[options[name]]
-
-
-def redacted(text: str) -> str:
-    """The text with its URLs cut down to scheme, host and path. People write passwords with any character in them, unescaped."""
-    return URL.sub(lambda found: found[1] + _place(found[2]), text)
-
-
-def _place(rest: str) -> str:
-    before, at, after = rest.rpartition("@")
-    if "?" in before:
-        return "…"  # a password with a question mark, or a query with an at sign: whose is the rest?
-    place = re.split(r"[?;&#]", after, maxsplit=1)
-    return ("…@" if at else "") + place[0] + ("…" if len(place) > 1 else "")
 
 
 def open_source(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap] = None) -> Iterator[Grab]:
@@ -222,7 +218,7 @@ def _through_gstreamer(source: Source, stop: threading.Event, stall_s: float, ta
         for picture in pictures:
             yield Grab(lambda picture=picture: picture)  # type: ignore[misc]  # as above
     except GStreamerError as error:
-        raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
+        raise SourceError(f"{source.label}: {source.words(error)}") from error
 
 
 def _device(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
@@ -279,7 +275,7 @@ def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], sta
     except av.error.ExitError as error:
         raise SourceError(f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame") from error
     except (av.error.FFmpegError, OSError) as error:
-        raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
+        raise SourceError(f"{source.label}: {source.words(error)}") from error
 
 
 OPENERS: Dict[str, Callable[[Source, threading.Event, float, Optional[Tap]], Iterator[Grab]]] = {

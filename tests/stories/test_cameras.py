@@ -25,7 +25,13 @@ from tests.stories.house import House, Node, needs_programs, until
 pytestmark = [pytest.mark.anyio, needs_programs]
 BELT = {"id": "belt", "source": "conveyor:?seed=3", "model": "conveyor-detr", "fps": 6.0, "labels": ["parcel", "ball"]}
 GATE = {"name": "gate", "points": [[0.3, 0.0], [0.7, 0.0], [0.7, 1.0], [0.3, 1.0]]}
-
+HIDDEN = {"model": "conveyor-detr", "fps": 2.0}
+SECRETS = {
+    "at": "rtsp://admin:p@QQ/w#rd@127.0.0.1:9/live",
+    "slash": "http://admin:QQpa/ss@127.0.0.1:9/live",
+    "query": "http://127.0.0.1:9/live?user=QQ&pwd=QQ",
+    "path": "rtsp://127.0.0.1:9/user=QQadmin_password=QQ_channel=1",
+}
 
 ENTITIES = ("image/spare-1/belt_picture", "binary_sensor/spare-1/belt_zone_gate", "binary_sensor/spare-1/belt_zone_gate_ball")
 
@@ -62,7 +68,9 @@ class Ear:
 @asynccontextmanager
 async def hearing(port: int) -> AsyncIterator[Ear]:
     async with Link(Broker("127.0.0.1", port, "ear", session_expiry_s=0)) as link, anyio.create_task_group() as tasks:
-        await link.subscribe(["hotspare-data/#", "homeassistant/#", f"{topics.ROOT}/+/res/+"])
+        await link.subscribe(
+            ["hotspare-data/#", "homeassistant/#", f"{topics.ROOT}/+/res/+", f"{topics.ROOT}/+/evt/#", f"{topics.ROOT}/+/state"]
+        )
         ear = Ear(link)
         tasks.start_soon(ear.listen)
         yield ear
@@ -96,6 +104,7 @@ async def test_cameras_are_changed_while_they_run(tmp_path: Path) -> None:
         await changed_by_mqtt(ear, node)
         await refused(node)
         await told_to_home_assistant(ear)
+        await hides_passwords(ear, node)
         await survives_its_worker(node)
         assert (await node.client.delete("/cameras/belt")).status_code == 200
 
@@ -156,6 +165,41 @@ async def told_to_home_assistant(ear: Ear) -> None:
         return all(ear.said.get(topic) for topic in wanted)
 
     await until(announced, 10.0, "the camera, its zone and its classes are devices and entities")
+
+
+async def hides_passwords(ear: Ear, node: Node) -> None:
+    """QQ is in every one of them; nobody hears it, and what was shown can be sent back."""
+    for camera, source in SECRETS.items():
+        if camera == "slash":
+            assert (await ear.order("camera.set", {"id": camera, "settings": {**HIDDEN, "source": source}}))["status"] == "succeeded"
+        else:
+            assert (await node.client.put(f"/cameras/{camera}", json={**HIDDEN, "source": source})).status_code == 200
+    blank = {**HIDDEN, "source": "rtsp://admin:QQ word@127.0.0.1:9/live"}
+    answers = [await node.client.put("/cameras/blank", json=blank), await node.client.put("/cameras/blank", json={**blank, "fps": -1})]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert (await ear.order("camera.set", {"id": "blank", "settings": blank}))["output"] == {"field": "source"}
+    assert (await ear.order("pipeline.start", {"id": "blank", **blank}))["status"] in ("rejected", "failed")
+
+    async def lost() -> bool:
+        now = await cameras(node)
+        return all(now[camera]["state"] == "backing_off" and f"/{camera}/state" in " ".join(ear.said) for camera in SECRETS)
+
+    await until(lost, 30.0, "the cameras that nobody can reach are said to be lost")
+    shown = (await node.client.get("/cameras/at")).json()["settings"]["source"]
+    assert shown == "rtsp://…@127.0.0.1:9/live"
+    answers.append(await node.client.patch("/cameras/at", json={"source": shown, "fps": 3.0}))
+    assert answers[-1].status_code == 200
+    paths = ("/", "/node", "/metrics", "/cameras", "/events", *(f"/cameras/{camera}" for camera in SECRETS))
+    answers += [await node.client.get(path) for path in paths]
+    heard = [f"{topic} {payload!r}" for topic, payload in ear.said.items()]
+    for text in (*(answer.text for answer in answers), *heard, node.log.read_text()):
+        assert "QQ" not in text
+    kept = node.log.with_name("spare-1") / "desired.json"
+    assert json.loads(kept.read_bytes())["pipelines"]["at"]["source"] == SECRETS["at"]
+    files = [file for file in kept.parent.glob("*") if file.name.split(".")[0] in ("desired", "journal", "cameras", "outbox")]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    for camera in SECRETS:
+        assert (await node.client.delete(f"/cameras/{camera}")).status_code == 200
 
 
 async def survives_its_worker(node: Node) -> None:
