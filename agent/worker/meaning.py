@@ -61,8 +61,13 @@ class Meaning:
         return self._understood(self._tracker.update(found, moment.at_s), moment)
 
     def see_nothing_moved(self, moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
-        """The same for a frame that is like the last one: nobody came or went, but who stays may begin to loiter."""
+        """The same for a frame that is like the last one: nobody came or went, but who stays may begin to loiter. Not while
+        another look is needed: who is gone, hidden or new, a picture alone does not tell."""
         return self._understood(self._tracker.hold(moment.at_s), moment)
+
+    @property
+    def needs_another_look(self) -> bool:
+        return self._tracker.needs_another_look
 
     def _understood(self, update: Update, moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
         size = (moment.width, moment.height)

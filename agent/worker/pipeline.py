@@ -220,7 +220,7 @@ class Pipeline:
             return None
         if self._recorder is not None:
             self._recorder.picture(picture, frame.captured_s)
-        is_still = self.settings.motion.enabled and not self._gate.lets_through(picture, frame.at_s)
+        is_still = self.settings.motion.enabled and not self._gate.lets_through(picture, frame.at_s, self._meaning.needs_another_look)
         return Taken(frame, picture, time.monotonic(), is_still)
 
     def fail(self, error: Exception) -> None:

@@ -122,13 +122,23 @@ class Tracker:
         return Update(self._tracks(), ended)
 
     def hold(self, at_s: float) -> Update:
-        """Take in a picture in which nothing moved: everything is where it was, and seen as it was then."""
+        """Take in a picture in which nothing moved since the last one: what was seen in that is where it was, and seen as it was then.
+
+        What was not seen in it grows older, and is forgotten in its time.
+        """
         passed_s = max(0.0, at_s - self._at_s)
+        for life in self._lives:
+            if life.last_s == self._at_s:
+                life.last_s, life.sure_s = life.last_s + passed_s, life.sure_s + passed_s
         self._at_s += passed_s
         self._mean[:, :, 1] = 0.0
-        for life in self._lives:
-            life.last_s, life.sure_s = life.last_s + passed_s, life.sure_s + passed_s
-        return Update(self._tracks(), ())
+        ended = self._forget(self._at_s)
+        return Update(self._tracks(), ended)
+
+    @property
+    def needs_another_look(self) -> bool:
+        """Whether somebody is known who was not seen in the last picture, or was seen but once."""
+        return any(life.last_s != self._at_s or not self._is_confirmed(life) for life in self._lives)
 
     def forget_all(self) -> Tuple[Track, ...]:
         """End every track, since nobody looks any more: a camera that is gone tells nothing about who left."""
