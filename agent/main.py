@@ -17,10 +17,10 @@ from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
 from agent.cameras.commands import camera_handlers
-from agent.cameras.configured import configured
+from agent.cameras.configured import configured, refuse_bad_cameras
 from agent.cameras.side import CameraSide
 from agent.cameras.store import EventStore
-from agent.config import Settings
+from agent.config import ConfigurationError, Settings
 from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
 from agent.endpoint import configured_endpoint, page_url, routed_endpoint
@@ -361,6 +361,12 @@ class _Node:
         pipelines = {
             one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._own_name(one.model)} for one in document.pipelines
         }
+        try:
+            refuse_bad_cameras(pipelines)
+        except ConfigurationError as error:
+            logger.error("desired state of revision %d is not taken: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
+            self.cameras.note("error", f"desired state of revision {document.rev} is not taken: {error}"[:1000])
+            return
         try:
             is_news = self._desired.take(document.rev, tuple(self._own_name(model.name) for model in document.models), pipelines)
         except OSError as error:  # it comes again with the next session

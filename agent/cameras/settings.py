@@ -1,6 +1,7 @@
 """What somebody may order of a camera, checked before anything is written down: shapes, ranges, names.
 
-Fields are those of PipelineSettings in agent/worker/settings.py. The worker has the last word: what is not known here it refuses by name.
+Fields are those of PipelineSettings in agent/worker/settings.py, whose own check is the second half of this one: what passes here the
+worker takes, unless it has no such model.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from agent.worker.addresses import FORMS, HIDDEN, is_source, redacted
+from agent.worker.settings import PipelineSettings
+from models.record import RecordError, from_mapping
 
 CAMERA_ID = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 SETTINGS_BYTES_MAX = 64 << 10
 RESERVED = ("id", "media")
 MIN_AREA = 1e-4
+# How the worker names what it refuses: `pipeline door: zones[1].points: …`, `PipelineSettings.motion: unknown field 'speed'; …`
+WORKERS_FIELD = re.compile(r"^(?:pipeline [^:]+: |PipelineSettings\.)(?P<path>[a-z_]+[\w.\[\]]*)")
+UNKNOWN_FIELD = re.compile(r"^[\w.\[\]]+: (?:unknown field|field) '(?P<name>\w+)'")
 
 
 class SettingsRefused(ValueError):
@@ -125,7 +131,19 @@ def checked(camera: str, settings: Mapping[str, Any]) -> dict[str, JsonValue]:
         raise SettingsRefused("settings", f"settings: they cannot be kept: {error}") from error
     if size_bytes > SETTINGS_BYTES_MAX:
         raise SettingsRefused("settings", f"settings: more than the {SETTINGS_BYTES_MAX} bytes that a camera may have")
+    try:
+        from_mapping(PipelineSettings, {**kept, "id": camera}).check()
+    except RecordError as error:
+        field = workers_field(str(error)) or "settings"
+        message = re.sub(r"^PipelineSettings(?:\.|: )", "", str(error)).removeprefix(f"pipeline {camera}: ")
+        raise SettingsRefused(field, (message if message.startswith(field) else f"{field}: {message}")[:500]) from error
     return {**kept, "id": camera}
+
+
+def workers_field(message: str) -> str | None:
+    """The field that a refusal of the worker names, as its sender wrote it."""
+    path, name = WORKERS_FIELD.match(message), UNKNOWN_FIELD.search(message)
+    return ".".join(found for found in (path and path["path"], name and name["name"]) if found) or None
 
 
 def merged(before: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class CameraSide:
         self._on_change = on_change
         self._broadcast: Broadcast | None = None
         self._watch: ConfigurationWatch | None = None
-        self.keeper = EventKeeper(store, Media(settings.media or state / "media"), keep_of(settings), self._note, clock_is_synced)
+        self.keeper = EventKeeper(store, Media(settings.media or state / "media"), keep_of(settings), self.note, clock_is_synced)
 
     def connect(
         self, worker: Worker, text: Worker, desired: DesiredState, reconciler: Reconciler, lookup: Callable[[str], Manifest]
@@ -118,7 +118,7 @@ class CameraSide:
         if self._broadcast is not None:
             self._broadcast.offer(event, payload)
 
-    def _note(self, severity: Severity, text: str) -> None:
+    def note(self, severity: Severity, text: str) -> None:
         self._history.add("camera", severity, text)
         if self._broadcast is not None:
             self._broadcast.note(severity, text)

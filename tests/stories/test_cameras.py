@@ -17,7 +17,7 @@ from agent.demo.stage import to_toml
 from agent.link.broker import Broker
 from agent.link.mqtt import Link
 from agent.protocol import topics
-from agent.protocol.messages import CameraState, Command
+from agent.protocol.messages import CameraState, Command, Desired
 from agent.protocol.ulid import new_ulid
 from agent.protocol.wire import decode, encode, wire_now
 from tests.stories.house import House, Node, needs_programs, until
@@ -102,7 +102,7 @@ async def test_cameras_are_changed_while_they_run(tmp_path: Path) -> None:
         await until_streaming(node, "belt")
         await changed_by_file(house, node, settings)
         await changed_by_mqtt(ear, node)
-        await refused(node)
+        await refused(ear, node)
         await told_to_home_assistant(ear)
         await hides_passwords(ear, node)
         await survives_its_worker(node)
@@ -128,7 +128,18 @@ async def changed_by_file(house: House, node: Node, settings: dict[str, Any]) ->
         return any("not taken" in event["message"] and "cameras" in event["message"] for event in (await node.state())["events"])
 
     await until(complained, 10.0, "a file that cannot be used is reported")
+    far = {**GATE, "points": [[0, 0], [3, 0], [1, 1]]}
+    file.write_text(
+        to_toml({**settings, "cameras": [{**BELT, "fps": 3.0}, {**BELT, "id": "second", "zones": [far]}, {**BELT, "id": "third"}]})
+    )
+
+    async def named() -> bool:
+        return any("camera second: zones[0].points[1][0]" in event["message"] for event in (await node.state())["events"])
+
+    await until(named, 15.0, "the camera at fault and its field are named")
     assert set(await cameras(node)) == {"belt", "second"}
+    assert (await node.client.get("/cameras/belt")).json()["settings"]["fps"] == BELT["fps"]  # nothing of it counts
+    file.write_text(to_toml({**settings, "cameras": [BELT, {**BELT, "id": "second", "source": "conveyor:?seed=9"}]}))
 
 
 async def changed_by_mqtt(ear: Ear, node: Node) -> None:
@@ -144,12 +155,21 @@ async def changed_by_mqtt(ear: Ear, node: Node) -> None:
     await until_streaming(node, "belt", "second")
 
 
-async def refused(node: Node) -> None:
-    """The worker has the last word, and then all is as before."""
+async def refused(ear: Ear, node: Node) -> None:
+    """Whoever sends what cannot be is told the field, and all is as before."""
     answer = await node.client.patch("/cameras/belt", json={"fps": 3.0, "colour": "red"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "colour")
     told = (await node.client.get("/cameras/belt")).json()
     assert (told["settings"]["fps"], told["connections"]) == (6.0, 1)
+    wrong = {**{name: BELT[name] for name in ("id", "source", "model")}, "settings": {"motion": {"speed": 3}}}
+    document = Desired.model_validate({"node": "spare-1", "ts": wire_now(), "rev": 9, "pipelines": ({**wrong, "id": "gate"}, wrong)})
+    await ear.link.publish(topics.desired("spare-1"), encode(document), expiry_s=20)
+
+    async def said() -> bool:
+        return any("camera gate: motion.speed" in payload.decode() for topic, payload in ear.said.items() if "/evt/" in topic)
+
+    await until(said, 10.0, "the coordinator hears what is wrong with its document")
+    assert set(await cameras(node)) == {"belt", "second"}
 
 
 async def told_to_home_assistant(ear: Ear) -> None:

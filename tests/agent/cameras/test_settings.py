@@ -23,7 +23,7 @@ def test_what_was_given_is_kept_and_nothing_is_added() -> None:
     given = {
         **DOOR, "fps": 5, "zones": [{"name": "gate", "points": SQUARE, "loitering_s": {"person": 3}}],
         "lines": [{"name": "kerb", "start": [0, 0.5], "end": [1, 0.5]}], "masks": [{"name": "street", "points": SQUARE[:3]}],
-        "record": {"enabled": True}, "something_new": [1, 2],
+        "record": {"enabled": True}, "motion": {"enabled": True, "forced_s": 5.0},
     }  # fmt: skip
     kept = checked("door", given)
     assert kept == {**given, "id": "door"}
@@ -56,6 +56,18 @@ def test_what_was_given_is_kept_and_nothing_is_added() -> None:
         ({"media": "/etc"}, "media"),
         ({"id": "other"}, "id"),
         ({"remarks": "x" * 100_000}, "settings"),
+        ({"colour": "red"}, "colour"),
+        ({"motion": {"speed": 3}}, "motion.speed"),
+        ({"motion": {"min_share": "all"}}, "motion.min_share"),
+        ({"motion": {"forced_s": 0}}, "motion.forced_s"),
+        ({"decoder": "mpv"}, "decoder"),
+        ({"decoder": "gstreamer", "source": "file:/srv/a.mp4"}, "decoder"),
+        ({"mode": "every_frame"}, "mode"),
+        ({"source": "conveyor:?colour=red"}, "source"),
+        ({"record": {"max_s": 1}}, "record.max_s"),
+        ({"lines": [{"start": [0.1, 0.1], "end": [0.1, 0.1]}]}, "lines[0].end"),
+        ({"zones": [{"name": "a", "points": SQUARE, "colour": "red"}]}, "zones[0].colour"),
+        ({"zones": [{"name": "a", "points": [[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]]}]}, "zones[0].points"),
     ],
 )
 def test_a_refusal_names_the_field(changes: dict[str, Any], field: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -119,7 +119,8 @@ def test_who_leaves_a_still_scene_is_gone_as_soon_as_without_a_gate(fps: float) 
     empty = np.full((90, 160, 3), 80, np.uint8)
     occupied = empty.copy()
     occupied[30:80, 60:90] = 255
-    left_s, told, status = 6.0, [], {}
+    left_s, told = 6.0, []
+    status: dict[str, Any] = {}
     for step in range(1, round(110 * fps)):
         at_s = step / fps
         picture = occupied if at_s < left_s else empty
