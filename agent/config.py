@@ -223,10 +223,11 @@ class EventSettings(Slice):
 
 class HomeAssistantSettings(Slice):
     """Cameras as devices of Home Assistant, over the node's broker. `prefix` is its discovery prefix, there `homeassistant` unless changed;
-    empty: off. `image_s`: seconds between two pictures of one camera, at least."""
+    empty: off. `image_s`: seconds between two pictures of one camera, at least; `image_idle_s`: at most, while nothing is seen."""
 
     prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)?$")
     image_s: float = Field(default=5.0, ge=1)
+    image_idle_s: float = Field(default=60.0, ge=1)
 
 
 class DemoSettings(Slice):

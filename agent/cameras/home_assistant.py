@@ -48,7 +48,7 @@ def _entities(device: Device) -> list[tuple[str, str, dict[str, Any]]]:
     labels = _labels(settings.get("labels")) or (device.labels if len(device.labels) <= LABELS_MAX else ())
     picture = {"image_topic": topics.camera_image(device.node, device.camera), "content_type": "image/jpeg"}
     found = [
-        ("image", "picture", {"name": "Latest event", **picture}),
+        ("image", "picture", {"name": "Picture", **picture}),
         ("binary_sensor", "problem", _problem(device)),
         ("sensor", "status", _status(device)),
         ("sensor", "fps", _frame_rate()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from agent.cameras.broadcast import Broadcast
 from agent.cameras.configured import ConfigurationWatch
 from agent.cameras.home_assistant import Device
+from agent.cameras.images import Images
 from agent.cameras.keeper import EventKeeper
 from agent.cameras.media import Media
 from agent.cameras.orders import CameraOrders
@@ -24,6 +26,7 @@ from agent.link.events import Events
 from agent.link.session import Session
 from agent.protocol.wire import Severity
 from agent.reconcile import Reconciler
+from agent.state import Running as PipelineRunning
 from agent.supervision.state import Running, WorkerState
 from agent.supervision.worker import Worker
 from agent.vision import VisionService
@@ -63,13 +66,15 @@ class CameraSide:
         self.vision = VisionService(worker, self._event)
         self._yielding = Yielding(worker, lambda: text_load(text.status))
         self.orders = CameraOrders(desired, reconciler, lookup)
+        self._reconciler = reconciler
         self._lookup = lookup
 
     def broadcast_to(self, node: str, events: Events, session: Session, wanted: HomeAssistantSettings, url: Callable[[], str]) -> None:
         """`url`: where people reach the node's page, empty while nobody knows."""
         prefix, memory = wanted.prefix, self._state / "home_assistant.json"
         devices = partial(self._devices, node, version("hotspare"), url)
-        self._broadcast = Broadcast(node, events, session, self._reports, devices, prefix, wanted.image_s, memory)
+        images = Images(node, session, _Pictures(self.vision, self.orders, self._reconciler), wanted.image_s, wanted.image_idle_s)
+        self._broadcast = Broadcast(node, events, session, self._reports, devices, prefix, images, memory)
 
     def _reports(self) -> list[dict[str, Any]]:
         """Of every camera that is wanted, also while its worker or its model is not there."""
@@ -122,6 +127,26 @@ class CameraSide:
         self._history.add("camera", severity, text)
         if self._broadcast is not None:
             self._broadcast.note(severity, text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """What agent/cameras/images.py asks of the cameras."""
+
+    vision: VisionService
+    orders: CameraOrders
+    reconciler: Reconciler
+
+    def masks(self, camera: str) -> Any:
+        return self.orders.settings().get(camera, {}).get("masks") or ()
+
+    def is_as_wanted(self, camera: str) -> bool:
+        state = self.reconciler.actual.pipelines.get(camera)
+        wanted = self.orders.settings().get(camera)
+        return isinstance(state, PipelineRunning) and self.reconciler.runs(state) and state.settings == wanted
+
+    async def small(self, camera: str) -> bytes:
+        return await self.vision.snapshot(camera, "small")
 
 
 def keep_of(settings: EventSettings) -> Keep:

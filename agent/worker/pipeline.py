@@ -19,7 +19,9 @@ from agent.worker.motion import MotionGate
 from agent.worker.settings import PipelineSettings as PipelineSettings
 from agent.worker.sources import SourceError
 from agent.worker.tracker import Track
+from agent.worker.views import Watchers, small_jpeg
 from agent.worker.wall_clock import WallClock
+from agent.worker_protocol import View
 from models.engines import EngineError
 from models.pictures import Picture, draw_detections, draw_line, encode_jpeg
 from models.tasks.detection import Detection, Detector
@@ -38,28 +40,15 @@ GONE = ("backing_off", "ended")
 UnixSeconds = Callable[[float, float], float]
 
 
-@dataclass
-class Watchers:
-    """Until when, how often and how somebody looks."""
-
-    until_s: float = 0.0
-    period_s: float = 0.1
-    annotated: bool = True
-    due_s: float = 0.0
-
-    def want(self, now_s: float) -> bool:
-        return now_s < self.until_s and now_s >= self.due_s
-
-
 @dataclass(frozen=True)
 class Look:
-    """The outcome of one frame. `jpeg` only if somebody watches."""
+    """The outcome of one frame; `pictures` for those who watch, one for each view."""
 
     events: Tuple[Event, ...]
     tracks: Tuple[Track, ...]
     sequence: int
     age_ms: float
-    jpeg: Optional[bytes] = None
+    pictures: Tuple[Tuple[View, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +72,7 @@ class Pipeline:
         """`unix_s` replaces the wall clock: (at_s of a frame, when it was captured) → Unix seconds."""
         self.settings = settings
         self.camera = camera
-        self.watchers = Watchers()
+        self.watchers: Dict[View, Watchers] = {"drawn": Watchers(), "plain": Watchers(), "small": Watchers()}
         self._pace_fps: Optional[float] = None
         self._detector = detector
         self._masks = Masks(settings.masks)
@@ -273,13 +262,15 @@ class Pipeline:
             self._left = [each for each in self._left if each.is_alive] + [self._recorder]
             self._recorder = None
 
-    def _watched(self, picture: Picture, shown: Sequence[Track], jpeg: Callable[[], bytes]) -> Optional[bytes]:
+    def _watched(self, picture: Picture, shown: Sequence[Track], jpeg: Callable[[], bytes]) -> Tuple[Tuple[View, bytes], ...]:
         now_s = time.monotonic()
-        if not self.watchers.want(now_s):
-            return None
-        self.watchers.due_s = max(self.watchers.due_s + self.watchers.period_s, now_s - self.watchers.period_s)
-        # Masked once more: a box may reach over a mask.
-        return encode_jpeg(self._masks.apply(self._drawn(picture, shown))) if self.watchers.annotated else jpeg()
+        encoders: Dict[View, Callable[[], bytes]] = {
+            # Masked once more: a box may reach over a mask.
+            "drawn": lambda: encode_jpeg(self._masks.apply(self._drawn(picture, shown))),
+            "plain": jpeg,
+            "small": lambda: small_jpeg(picture, self._masks),
+        }
+        return tuple((view, encode()) for view, encode in encoders.items() if self.watchers[view].takes(now_s))
 
     def _drawn(self, picture: Picture, tracks: Sequence[Track]) -> Picture:
         lines = self.settings.all_lines
@@ -319,7 +310,7 @@ class Pipeline:
             "connections": camera.connections,
             "failures": camera.failures,
             "stalls": self._stalls,
-            "is_watched": now_s < self.watchers.until_s,
+            "is_watched": any(now_s < each.until_s for each in self.watchers.values()),
             "width": self._size[0],
             "height": self._size[1],
             "masks": len(self.settings.masks),

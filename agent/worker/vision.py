@@ -106,9 +106,9 @@ class VisionService:
 
     def _show(self, name: str, look: Look) -> None:
         self._tell(name, look.events)
-        if look.jpeg is not None:
+        for view, jpeg in look.pictures:
             found = tuple(mapping_of(track, track.track) for track in look.tracks)
-            self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found), look.jpeg)
+            self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found, view), jpeg)
 
     def _tell(self, name: str, events: Sequence[Event]) -> None:
         for event in events:
@@ -209,11 +209,11 @@ class VisionService:
         self._emit(Done(message.request))
 
     def _watch(self, message: Watch) -> None:
-        watchers = self._pipeline(message.pipeline).watchers
+        watchers = self._pipeline(message.pipeline).watchers[message.view]
         if not 0 < message.fps <= 60:
             raise RecordError(f"fps {message.fps} is not in 0..60")
         watchers.until_s = time.monotonic() + min(message.seconds, WATCH_LIMIT_S)
-        watchers.period_s, watchers.annotated = 1 / message.fps, message.annotated
+        watchers.period_s = 1 / message.fps
         self._emit(Done(message.request))
 
     def _end(self, name: str) -> None:

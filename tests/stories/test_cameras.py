@@ -20,11 +20,16 @@ from agent.protocol import topics
 from agent.protocol.messages import CameraState, Command, Desired
 from agent.protocol.ulid import new_ulid
 from agent.protocol.wire import decode, encode, wire_now
+from agent.worker.settings import Mask
+from models.pictures import decode_picture
+from tests.agent.worker.test_masks import area
 from tests.stories.house import House, Node, needs_programs, until
 
 pytestmark = [pytest.mark.anyio, needs_programs]
 BELT = {"id": "belt", "source": "conveyor:?seed=3", "model": "conveyor-detr", "fps": 6.0, "labels": ["parcel", "ball"]}
 GATE = {"name": "gate", "points": [[0.3, 0.0], [0.7, 0.0], [0.7, 1.0], [0.3, 1.0]]}
+IMAGE = "hotspare-data/v1/spare-1/belt/image"
+STRIP = ((0.4, 0.1), (0.6, 0.0), (0.55, 1.0), (0.45, 0.9))
 HIDDEN = {"model": "conveyor-detr", "fps": 2.0}
 SECRETS = {
     "at": "rtsp://admin:p@QQ/w#rd@127.0.0.1:9/live",
@@ -42,10 +47,13 @@ class Ear:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.said: dict[str, bytes] = {}
+        self.images: list[bytes] = []  # of the belt, in order
 
     async def listen(self) -> None:
         async for message in self.link.messages():
             self.said[message.topic] = message.payload
+            if message.topic == IMAGE:
+                self.images.append(message.payload)
             self.link.acknowledge(message)
 
     def state(self, camera: str) -> CameraState | None:
@@ -94,7 +102,7 @@ async def test_cameras_are_changed_while_they_run(tmp_path: Path) -> None:
     house = House(tmp_path)
     mqtt = {"host": "127.0.0.1", "port": house.broker}
     settings = house.node_settings(
-        "spare-1", models={"serve": []}, worker={"threads": 1}, mqtt=mqtt, home_assistant={"prefix": "homeassistant"}
+        "spare-1", models={"serve": []}, worker={"threads": 1}, mqtt=mqtt, home_assistant={"prefix": "homeassistant", "image_s": 1.0}
     )
     settings["cameras"] = [BELT]
     async with house.mosquitto(), hearing(house.broker) as ear, house.node(settings) as node:
@@ -104,6 +112,7 @@ async def test_cameras_are_changed_while_they_run(tmp_path: Path) -> None:
         await changed_by_mqtt(ear, node)
         await refused(ear, node)
         await told_to_home_assistant(ear)
+        await shows_nothing_masked(ear, node)
         await hides_passwords(ear, node)
         await survives_its_worker(node)
         assert (await node.client.delete("/cameras/belt")).status_code == 200
@@ -175,16 +184,48 @@ async def refused(ear: Ear, node: Node) -> None:
 async def told_to_home_assistant(ear: Ear) -> None:
     async def occupied() -> bool:
         state = ear.state("belt")
-        return state is not None and bool(state.zones.get("gate")) and "hotspare-data/v1/spare-1/belt/image" in ear.said
+        return state is not None and bool(state.zones.get("gate")) and bool(ear.said.get(IMAGE))
 
     await until(occupied, 20.0, "the zone holds something, and there is a picture")
-    assert ear.said["hotspare-data/v1/spare-1/belt/image"][:2] == b"\xff\xd8"
+    assert decode_picture(ear.said[IMAGE]).any()
     wanted = [f"homeassistant/{entity}/config" for entity in ENTITIES]
 
     async def announced() -> bool:
         return all(ear.said.get(topic) for topic in wanted)
 
     await until(announced, 10.0, "the camera, its zone and its classes are devices and entities")
+
+
+async def shows_nothing_masked(ear: Ear, node: Node) -> None:
+    """A mask is drawn while pictures go out: what shows it unmasked is taken away, and no picture after that does."""
+    before = len(ear.images)
+    assert (await node.client.patch("/cameras/belt", json={"masks": [{"name": "strip", "points": STRIP}]})).status_code == 200
+
+    async def replaced() -> list[bytes] | None:
+        since = ear.images[before:]
+        fresh = [image for image in since[since.index(b"") :] if image] if b"" in since else []
+        return fresh if len(fresh) >= 2 else None
+
+    pictures = await until(replaced, 30.0, "the retained picture is taken away, and others come in its place")
+    for boxes in (0, 1):
+        pictures.append((await node.client.get("/cameras/belt/snapshot.jpg", params={"boxes": boxes})).content)
+        pictures += await frames(node, f"/cameras/belt/stream.mjpg?boxes={boxes}", 3)
+    covered = area([Mask("strip", STRIP)], 360, 640)
+    for picture in map(decode_picture, pictures):
+        assert picture.shape == (360, 640, 3)
+        assert not picture[covered].any()
+        assert picture[~covered].any()
+
+
+async def frames(node: Node, path: str, count: int) -> list[bytes]:
+    """The first pictures of a Motion JPEG stream."""
+    data = b""
+    async with node.client.stream("GET", path) as answer:
+        async for chunk in answer.aiter_raw():
+            data += chunk
+            if data.count(b"--hotspare-frame") > count:
+                break
+    return [part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n") for part in data.split(b"--hotspare-frame\r\n")[1 : count + 1]]
 
 
 async def hides_passwords(ear: Ear, node: Node) -> None:
