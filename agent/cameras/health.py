@@ -16,7 +16,7 @@ def words(camera: str, report: Mapping[str, Any]) -> str:
     silent_s, retry_s = _number(report.get("silent_s")), _number(report.get("retry_in_s"))
     since = "no frames yet" if silent_s is None else f"no frames for {_span(silent_s)}"
     match state:
-        case "streaming" | "running":
+        case "streaming":
             text = _running(report)
         case "connecting":
             text = "connecting" if silent_s is None else f"{since}, connecting"

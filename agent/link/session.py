@@ -106,12 +106,9 @@ class Session:
         """Presence and state are published anew, at most once a second."""
         self._changed.set()
 
-    async def publish_data(self, pipeline: str, payload: bytes, qos: Literal[0, 1] = 0) -> None:
-        """Detections and the like. QoS 0 is for now or never; QoS 1 goes through the outbox."""
+    async def publish_data(self, pipeline: str, payload: bytes) -> None:
+        """Detections and the like, now or never."""
         topic = topics.data(self._node, pipeline)
-        if qos == 1:
-            await self._events.store("data", topic, payload)
-            return
         try:
             if self._link is None:
                 raise LinkLost("not connected")

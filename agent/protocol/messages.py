@@ -103,6 +103,7 @@ class PipelineState(Wire):
     id: Name
     status: Literal["running", "starting", "stopped", "failed", "paused"]
     fps: float | None = None
+    is_slowed: bool = False
     message: Text | None = None
 
 

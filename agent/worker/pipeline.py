@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -28,6 +29,8 @@ from models.tasks.detection import Detection, Detector
 
 if TYPE_CHECKING:
     from agent.worker.recording import Recorder
+
+LOG = logging.getLogger(__name__)
 
 UNSURE = 0.4
 PAUSED_FPS = 0.1
@@ -99,7 +102,7 @@ class Pipeline:
     @detector.setter
     def detector(self, detector: Detector) -> None:
         self._detector = detector
-        self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
+        self._reckon()
 
     @property
     def threshold(self) -> float:
@@ -117,10 +120,19 @@ class Pipeline:
         wanted = self.settings.fps
         return wanted if self._pace_fps is None else min(wanted, max(self._pace_fps, self.settings.floor_fps))
 
+    @property
+    def is_slowed(self) -> bool:
+        return self.fps < self.settings.fps
+
     def slow_to(self, fps: Optional[float]) -> None:
         """Set the pace while the device is needed elsewhere; None: none."""
         self._pace_fps = fps
+        self._reckon()
+
+    def _reckon(self) -> None:
+        """With another rate, or another detector."""
         self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
+        self.camera.slot.yield_from(1 / self.settings.fps if self.is_slowed else None)
 
     def change(self, settings: PipelineSettings, detector: Detector) -> None:
         """Go on with other settings, of the same source, and with the same tracks. The settings have been checked."""
@@ -134,7 +146,7 @@ class Pipeline:
             self._leave_recorder()
             self._recorder = self._new_recorder()
         self._meaning.change(settings, self._recorder)
-        self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
+        self._reckon()
 
     def due_s(self, now_s: float) -> Optional[float]:
         """Since when a frame waits to be looked at; None: there is none, or it is not time yet."""
@@ -157,6 +169,11 @@ class Pipeline:
             return news
         before, self._state = self._state, name
         self._stalls += name == "stalled"
+        LOG.log(
+            logging.WARNING if name in ("stalled", "backing_off") else logging.INFO,
+            "camera %s (%s) is %s%s%s", self.settings.id, self.camera.source.label, name,
+            f", was {before}" if before else "", f": {state.message}" if state.message else "",
+        )  # fmt: skip
         events = news + [Event("camera", {"state": name, "before": before, "message": state.message})]
         return events + self._meaning.lose_sight() if name in GONE else events
 
@@ -203,7 +220,7 @@ class Pipeline:
             return None
         try:
             picture = self._masks.apply(frame.load())
-            self._decodes.append((time.monotonic() - began_s) * 1000)
+            self._decodes.append((frame.decode_s + time.monotonic() - began_s) * 1000)
         except SourceError as error:
             self.fail(error)
             return None
@@ -297,10 +314,10 @@ class Pipeline:
             "message": self._error or camera.message,
             "fps": round(rate(tuple(self._looks), now_s), 2),
             "fps_wanted": round(self.fps, 2),
-            "is_slowed": self.fps < self.settings.fps,
+            "is_slowed": self.is_slowed,
             "camera_fps": round(slot.rate(now_s), 2),
             "processed": self._processed,
-            "skipped": {"not_due": slot.not_due, "busy": slot.busy, "stale": self._stale, "still": self._still},
+            "skipped": {"not_due": slot.not_due, "busy": slot.busy, "yielding": slot.yielding, "stale": self._stale, "still": self._still},
             "age_ms_p50": _percentile(self._ages, 50),
             "age_ms_p95": _percentile(self._ages, 95),
             "latency_ms": _percentile(self._latencies, 50),

@@ -37,15 +37,21 @@ class SourceError(RuntimeError):
     """A source could not be opened, or gave up. The message holds no credentials."""
 
 
+class Silence(SourceError):
+    """Nothing came in time, be it that the source hangs or that it is slow."""
+
+
 @dataclass(frozen=True)
 class Grab:
     """A frame that is not decoded to BGR yet: `load` does that, on the thread that wants it.
 
-    at_s  the source's own time of a file or a rendered belt; None: now, the source is live
+    at_s      the source's own time of a file or a rendered belt; None: now, the source is live
+    decode_s  what decoding it took so far; 0 where a driver or GStreamer does that
     """
 
     load: Callable[[], Picture]
     at_s: Optional[float] = None
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def _file(source: Source, stop: threading.Event, stall_s: float, tap: Optional[T
             at_s = offset_s + last_s
             if source.is_paced and stop.wait(max(0.0, began_s + at_s - time.monotonic())):
                 return
-            yield Grab(frame.load, at_s)
+            yield Grab(frame.load, at_s, frame.decode_s)
         if not source.is_looped or stop.is_set():
             return
         if last_s <= 0:
@@ -200,7 +206,7 @@ def _stream(source: Source, stop: threading.Event, stall_s: float, tap: Optional
         # What waited in buffers while the stream was probed comes at once; the first frame that lets us wait is the present.
         is_drained = is_drained or now_s - asked_s > 0.5 / (frame.rate or 30.0) or now_s - opened_s > OPEN_TIMEOUT_S + DRAIN_S
         if is_drained:
-            yield Grab(frame.load)
+            yield Grab(frame.load, None, frame.decode_s)
         asked_s = time.monotonic()
     if not stop.is_set():
         raise SourceError(f"{source.label} ended the stream")
@@ -243,23 +249,26 @@ class _Decoded:
     load: Callable[[], Picture]
     time: Optional[float]
     rate: Optional[float]
+    decode_s: float
 
 
 def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], stall_s: float, tap: Optional[Tap]) -> Iterator[_Decoded]:
     """Frames of the first video stream, with the deadlines of FFmpeg's interrupt callback around every read."""
     import av  # only where it is used: a worker with rendered or device cameras alone does without
 
+    open_s = max(OPEN_TIMEOUT_S, stall_s)  # a stream is open only once some frames have come
     try:
-        with av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, stall_s)) as container:
+        with av.open(source.address, options=options, timeout=(open_s, stall_s)) as container:
             if not container.streams.video:
                 raise SourceError(f"{source.label} has no video stream")
             stream = container.streams.video[0]
             stream.thread_type = "SLICE"
             rate = float(stream.average_rate) if stream.average_rate else None
-            bad = 0
+            bad, spent_s = 0, 0.0
             for packet in container.demux(stream):
                 if tap is not None:
                     tap(packet)
+                began_s = time.perf_counter()
                 try:
                     frames = packet.decode()
                     bad = 0
@@ -268,12 +277,15 @@ def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], sta
                     if bad >= BAD_PACKETS:
                         raise SourceError(f"{source.label} sent {bad} damaged packets in a row") from error
                     continue
+                finally:
+                    spent_s += time.perf_counter() - began_s
                 for frame in frames:
                     if stop.is_set():
                         return
-                    yield _Decoded(lambda frame=frame: frame.to_ndarray(format="bgr24"), frame.time, rate)  # type: ignore[misc]  # as above
+                    decode_s, spent_s = spent_s, 0.0
+                    yield _Decoded(lambda frame=frame: frame.to_ndarray(format="bgr24"), frame.time, rate, decode_s)  # type: ignore[misc]  # as above
     except av.error.ExitError as error:
-        raise SourceError(f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame") from error
+        raise Silence(f"{source.label} gave nothing within {open_s:g} s of opening or {stall_s:g} s of a frame") from error
     except (av.error.FFmpegError, OSError) as error:
         raise SourceError(f"{source.label}: {source.words(error)}") from error
 

@@ -130,10 +130,10 @@ class VisionService:
     def close(self) -> None:
         for name in list(self._pipelines):
             self._end(name)
-        for camera in self._leaving:
-            camera.join()
         for pipeline in self._ended:
             pipeline.join()
+        for camera in self._leaving:  # last: a slow one may be in a read for longer than there is time
+            camera.join()
         for opened in self._models.values():
             opened.engine.close()
         self._models.clear()
@@ -194,7 +194,7 @@ class VisionService:
         source = settings.parsed_source()
         if running is not None:
             self._end(message.pipeline)
-        camera = Camera(source, self._wake, stall_s=max(3.0, 5 / settings.fps), is_patient=settings.is_patient)
+        camera = Camera(source, self._wake, is_patient=settings.is_patient)
         pipeline = self._pipelines[message.pipeline] = Pipeline(settings, opened.detector, camera)
         pipeline.slow_to(self._pace_fps)
         pipeline.camera.start()

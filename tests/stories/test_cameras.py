@@ -252,7 +252,7 @@ async def hides_passwords(ear: Ear, node: Node) -> None:
     assert answers[-1].status_code == 200
     paths = ("/", "/node", "/metrics", "/cameras", "/events", *(f"/cameras/{camera}" for camera in SECRETS))
     answers += [await node.client.get(path) for path in paths]
-    heard = [f"{topic} {payload!r}" for topic, payload in ear.said.items()]
+    heard = [f"{topic} {payload!r}" for topic, payload in ear.said.items() if not topic.endswith("/image")]
     for text in (*(answer.text for answer in answers), *heard, node.log.read_text()):
         assert "QQ" not in text
     kept = node.log.with_name("spare-1") / "desired.json"

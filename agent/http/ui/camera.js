@@ -2,7 +2,6 @@
 import { apiKey, byId, changed, make, request } from "./dom.js";
 import { drawShapes, isDrawing, stopDrawing } from "./zones.js";
 
-const RUNS = ["running", "streaming"];
 const picture = byId("picture");
 const words = byId("camera-words");
 let chosen = null;
@@ -19,7 +18,7 @@ export function showCamera(pipelines, health) {
   const now = pipelines.find((pipeline) => pipeline.id === chosen);
   if (changed("camera-title", chosen)) byId("camera-title").textContent = chosen ? `Camera ${chosen}` : "Camera";
   drawFigures(now);
-  const runs = now && RUNS.includes(now.status);
+  const runs = now && now.status === "streaming";
   if (runs && !isOpen && !timer && !document.hidden) open();
   if (!runs) close(now ? health.get(now.id) ?? `Camera ${now.id} is ${now.status}. ${now.message}` : "No camera pipeline runs on this node.");
 }
@@ -98,7 +97,7 @@ function counted(count, truth) {
 }
 
 function drawFigures(now) {
-  const figures = now && RUNS.includes(now.status) ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
+  const figures = now && now.status === "streaming" ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
   if (changed("camera-figures", figures)) byId("camera-figures").textContent = figures;
   const { objects, counts } = now || { objects: {}, counts: {} };
   const truth = Object.keys(counts).length > 0 ? now.truth : null; // without a line nothing is counted

@@ -36,7 +36,7 @@ class Line:
     data: list[dict[str, Any]] = field(default_factory=list)
     refuses: str = "nothing"
 
-    async def publish_data(self, pipeline: str, payload: bytes, qos: Literal[0, 1] = 0) -> None:
+    async def publish_data(self, pipeline: str, payload: bytes) -> None:
         self.data.append(json.loads(payload))
 
     async def publish_retained(self, topic: str, payload: bytes, qos: Literal[0, 1], expiry_s: int | None = None) -> None:

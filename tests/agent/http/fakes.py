@@ -195,7 +195,7 @@ class Node:
                 PipelineView(
                     "belt",
                     "boxes",
-                    "running",
+                    "streaming",
                     12.1,
                     31.5,
                     {"parcel": 3, "ball": 1},
