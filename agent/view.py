@@ -168,7 +168,7 @@ def _pipeline_state(name: str, reported: Mapping[str, Any]) -> PipelineState:
     words: dict[str, Literal["running", "starting", "stopped", "failed", "paused"]] = {
         "streaming": "running",
         "failed": "failed",
-        "stopped": "stopped",
+        "paused": "paused",
     }
     status = words.get(str(reported.get("state")), "starting")
     fps = reported.get("fps")

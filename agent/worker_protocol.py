@@ -208,8 +208,8 @@ class Pace:
 class CameraEvent:
     """Something happened in front of a camera, or to it.
 
-    kinds: camera, object, crossed, zone, recording; what `data` holds for each stands in agent/worker/events.py. The payload is a JPEG
-    where `data["has_snapshot"]` says so, else empty.
+    kinds: camera, unreachable, object, crossed, zone, recording; what `data` holds for each stands in agent/worker/events.py. The payload
+    is a JPEG where `data["has_snapshot"]` says so, else empty.
     """
 
     pipeline: str

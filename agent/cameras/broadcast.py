@@ -106,6 +106,8 @@ class Broadcast:
             try:
                 if event.kind in ("camera", "recording"):
                     await self._events.publish("pipeline", "info", {"pipeline": event.pipeline, "kind": event.kind, **event.data})
+                elif event.kind == "unreachable":
+                    await self._events.publish("pipeline", "warning", {"pipeline": event.pipeline, "kind": event.kind, **event.data})
                 elif event.kind == "note":
                     await self._events.publish("pipeline", event.data["severity"], {"message": event.data["message"]})
                 else:

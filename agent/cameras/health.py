@@ -25,6 +25,8 @@ def words(camera: str, report: Mapping[str, Any]) -> str:
         case "backing_off":
             text = since + (f", next try in {_span(retry_s)}" if retry_s is not None else ", tries again soon")
             text += f" ({message})" if message else ""
+        case "paused":
+            text = "paused; nothing is seen until it is resumed"
         case "ended":
             text = "the source has come to its end"
         case "starting":

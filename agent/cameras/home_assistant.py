@@ -16,7 +16,7 @@ from agent.protocol import topics
 
 LABELS_MAX = 12  # with more, only those that the settings name: eighty classes are no dashboard
 ENTITIES_MAX = 64
-STATES = ("starting", "connecting", "streaming", "stalled", "backing_off", "ended", "failed", "unknown")
+STATES = ("starting", "connecting", "streaming", "stalled", "backing_off", "ended", "failed", "paused", "unknown")
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,12 @@ class CameraOrder(_Shape):
     fps: Annotated[float, Field(gt=0, le=120)] = 10.0
     floor_fps: Annotated[float, Field(ge=0, le=120)] = 1.0
     mode: Literal["auto", "freshest", "every_frame"] = "auto"
+    enabled: bool = True
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    thresholds: Annotated[dict[Label, Annotated[float, Field(gt=0, lt=1)]], Field(max_length=100)] = Field(default_factory=dict)
+    min_area: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    keep_days: Annotated[float, Field(gt=0, le=3650)] | None = None
+    alert_failures: Annotated[int, Field(ge=0, le=1000)] = 5
     labels: Labels = ()
     line: LineSettings | None = None
     lines: Annotated[tuple[LineSettings, ...], Field(max_length=32)] = ()

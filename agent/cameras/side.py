@@ -57,7 +57,8 @@ class CameraSide:
         self._on_change = on_change
         self._broadcast: Broadcast | None = None
         self._watch: ConfigurationWatch | None = None
-        self.keeper = EventKeeper(store, Media(settings.media or state / "media"), keep_of(settings), self.note, clock_is_synced)
+        media = Media(settings.media or state / "media")
+        self.keeper = EventKeeper(store, media, keep_of(settings), self.note, clock_is_synced, age_s_of=self._age_s_of)
 
     def connect(
         self, worker: Worker, text: Worker, desired: DesiredState, reconciler: Reconciler, lookup: Callable[[str], Manifest]
@@ -86,6 +87,10 @@ class CameraSide:
             Device(node, camera, agent, settings, self._labels(str(settings.get("model"))), url())
             for camera, settings in self.orders.settings().items()
         ]
+
+    def _age_s_of(self, camera: str) -> float | None:
+        keep_days = self.orders.settings().get(camera, {}).get("keep_days")
+        return None if keep_days is None else float(keep_days) * DAY_S
 
     def _labels(self, model: str) -> tuple[str, ...]:
         try:
@@ -117,6 +122,9 @@ class CameraSide:
         if event.kind == "camera":
             self._history.add("camera", "info", words)
             self._on_change()
+        elif event.kind == "unreachable":
+            text = f"{event.pipeline}: {event.data.get('failures')} connections in a row have failed: {event.data.get('message')}"
+            self._history.add("camera", "warning", text)
         elif event.kind == "recording":
             self._history.add("recording", "warning" if event.data.get("state") == "stopped" else "info", words)
         self.keeper.offer(event, payload)

@@ -60,8 +60,8 @@ def router(context: Context) -> APIRouter:
 
 
 def _seeing(context: Context, camera: str) -> str:
-    """The camera's id. Raises ApiError where the worker has no such camera now."""
-    if all(item["id"] != camera for item in context.vision().cameras()):
+    """The camera's id. Raises ApiError where the worker has no such camera now, or it is paused."""
+    if all(item["id"] != camera or item.get("state") == "paused" for item in context.vision().cameras()):
         entry = all_cameras(context).get(camera)
         if entry is None:
             raise unknown(camera)

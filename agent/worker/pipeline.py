@@ -86,6 +86,7 @@ class Pipeline:
         self._unix_s = unix_s or WallClock(is_paced=not camera.slot.is_patient).unix_s
         self._size = (0, 0)
         self._state = ""
+        self._is_alerted = False
         self._error = ""
         self._shown_s = 0.0
         self._looks: Deque[float] = deque(maxlen=WINDOW)
@@ -111,8 +112,14 @@ class Pipeline:
 
     @property
     def unsure(self) -> float:
-        """Score from which a detection counts at all, if only to hold what was seen for sure."""
-        return self.threshold * UNSURE
+        """Score from which a detection of any label may count at all, if only to hold what was seen for sure."""
+        return min((self.threshold, *self.settings.thresholds.values())) * UNSURE
+
+    def counts(self, detection: Detection, picture: Picture) -> bool:
+        """Whether it is likely enough for its label, and large enough."""
+        area = (detection.x1 - detection.x0) * (detection.y1 - detection.y0)
+        least = self.settings.thresholds.get(detection.label, self.threshold) * UNSURE
+        return detection.score >= least and area >= self.settings.min_area * picture.shape[0] * picture.shape[1]
 
     @property
     def fps(self) -> float:
@@ -165,6 +172,11 @@ class Pipeline:
         # Every try to reconnect passes through `connecting`: that is no news.
         name = "backing_off" if state.name == "connecting" and state.failures else state.name
         news = [] if self._recorder is None else self._recorder.news()
+        if state.failures < self.settings.alert_failures:
+            self._is_alerted = False
+        elif not self._is_alerted and self.settings.alert_failures:
+            self._is_alerted = True
+            news.append(Event("unreachable", {"failures": state.failures, "message": state.message}))
         if name == self._state or (name == "ended" and self.camera.slot.has_frame):
             return news
         before, self._state = self._state, name
@@ -235,8 +247,9 @@ class Pipeline:
         self.camera.slot.due_s = time.monotonic() + RETRY_S
 
     def follow(self, taken: Taken, found: Sequence[Detection]) -> Look:
-        """What the detections mean, the unsure ones among them from `unsure`; those of a still frame do not count."""
+        """What the detections mean, those from `unsure` on; those of a still frame do not count."""
         frame, picture = taken.frame, taken.picture
+        found = [each for each in found if self.counts(each, picture)]
         done_s = time.monotonic()
         self._error = ""
         self._ages.append((done_s - frame.captured_s) * 1000)

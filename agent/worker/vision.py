@@ -50,6 +50,7 @@ class VisionService:
         self._wake = wake
         self._models: Dict[str, _Opened] = {}
         self._pipelines: Dict[str, Pipeline] = {}
+        self._paused: Dict[str, PipelineSettings] = {}
         self._pace_fps: Optional[float] = None
         self._leaving: List[Camera] = []
         self._ended: List[Pipeline] = []
@@ -64,8 +65,9 @@ class VisionService:
         elif isinstance(message, StartPipeline):
             self._start(message)
         elif isinstance(message, StopPipeline):
-            self._pipeline(message.pipeline)
-            self._end(message.pipeline)
+            if self._paused.pop(message.pipeline, None) is None:
+                self._pipeline(message.pipeline)
+                self._end(message.pipeline)
             self._emit(Done(message.request))
         elif isinstance(message, Pace):
             self._pace(message)
@@ -102,7 +104,7 @@ class VisionService:
         for name, each in taken:
             if name in found:
                 pipeline = self._pipelines[name]
-                self._show(name, pipeline.follow(each, [one for one in found[name] if one.score >= pipeline.unsure]))
+                self._show(name, pipeline.follow(each, found[name]))
 
     def _show(self, name: str, look: Look) -> None:
         self._tell(name, look.events)
@@ -125,7 +127,11 @@ class VisionService:
             }
             for name, opened in self._models.items()
         }
-        return models, {name: pipeline.status() for name, pipeline in self._pipelines.items()}
+        paused = {
+            name: {"source": each.parsed_source().label, "model": each.model, "state": "paused", "message": ""}
+            for name, each in self._paused.items()
+        }
+        return models, {**{name: pipeline.status() for name, pipeline in self._pipelines.items()}, **paused}
 
     def close(self) -> None:
         for name in list(self._pipelines):
@@ -187,6 +193,11 @@ class VisionService:
         settings.check()
         opened = self._model(settings.model)
         running = self._pipelines.get(message.pipeline)
+        if not settings.enabled:
+            self._pause(settings)
+            self._emit(Done(message.request, {"source": settings.parsed_source().label, "is_reopened": False}))
+            return
+        self._paused.pop(message.pipeline, None)
         if running is not None and settings.has_source_of(running.settings):
             running.change(settings, opened.detector)
             self._emit(Done(message.request, {"source": running.camera.source.label, "is_reopened": False}))
@@ -199,6 +210,15 @@ class VisionService:
         pipeline.slow_to(self._pace_fps)
         pipeline.camera.start()
         self._emit(Done(message.request, {"source": source.label, "is_reopened": True}))
+
+    def _pause(self, settings: PipelineSettings) -> None:
+        """Close the camera, and remember that it is wanted, but not now."""
+        before = self._pipelines[settings.id].status()["state"] if settings.id in self._pipelines else ""
+        if before:
+            self._end(settings.id)
+        if settings.id not in self._paused:
+            self._tell(settings.id, [Event("camera", {"state": "paused", "before": before, "message": ""})])
+        self._paused[settings.id] = settings
 
     def _pace(self, message: Pace) -> None:
         if message.fps is not None and not 0 <= message.fps <= 120:
