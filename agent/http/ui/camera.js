@@ -1,5 +1,6 @@
 // The live picture of one camera: a Motion JPEG stream at a time, none while nobody looks; what is drawn on it and counted below it.
 import { apiKey, byId, changed, make, request } from "./dom.js";
+import { pictures } from "./mjpeg.js";
 import { drawShapes, isDrawing, stopDrawing } from "./zones.js";
 
 const picture = byId("picture");
@@ -9,6 +10,7 @@ let isOpen = false;
 let retryMs = 1000;
 let timer = null;
 let blobUrl = null;
+let stream = null; // what ends a stream that is fetched
 
 export const chosenCamera = () => chosen;
 
@@ -26,6 +28,9 @@ export function showCamera(pipelines, health) {
 // How the chosen camera was told to see: its zones, lines and masks are drawn over the picture.
 export function showDetails(camera) {
   byId("edit-shapes").hidden = !camera?.settings || isDrawing();
+  const pause = byId("pause");
+  pause.hidden = !camera?.settings;
+  if (camera?.settings) pause.textContent = camera.settings.enabled === false ? "Resume" : "Pause";
   drawShapes(camera);
 }
 
@@ -45,33 +50,48 @@ function open() {
   words.hidden = false;
   words.textContent = "Waiting for the first picture …";
   const path = `/cameras/${encodeURIComponent(chosen)}`;
-  if (apiKey()) poll(path, chosen); // an image element cannot send a key
+  if (apiKey()) watch(`${path}/stream.mjpg`); // an image element cannot send a key
   else picture.src = `${path}/stream.mjpg?t=${Date.now()}`;
   picture.hidden = false;
   picture.alt = `Live picture of camera ${chosen} with detected objects`;
 }
 
-async function poll(path, id) {
-  while (isOpen && chosen === id) {
-    try {
-      const answer = await request(`${path}/snapshot.jpg`);
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
-      const fresh = URL.createObjectURL(await answer.blob());
+async function watch(path) {
+  const ours = stream = new AbortController();
+  try {
+    for await (const shown of pictures(path, ours.signal)) {
+      if (ours.signal.aborted) return;
+      const fresh = URL.createObjectURL(shown);
       picture.src = fresh;
       if (blobUrl) URL.revokeObjectURL(blobUrl);
       blobUrl = fresh;
-    } catch {
-      failed();
-      return;
     }
-    await new Promise((resolve) => setTimeout(resolve, 500));
+  } catch {
+    // as when it ends
   }
+  if (!ours.signal.aborted) failed();
 }
+
+byId("pause").addEventListener("click", async () => {
+  const enabled = byId("pause").textContent === "Resume";
+  byId("pause").disabled = true;
+  try {
+    const answer = await request(`/cameras/${encodeURIComponent(chosen)}`,
+      { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ enabled }) });
+    const told = await answer.json();
+    if (answer.ok) showDetails(told);
+    else byId("camera-health").textContent = told.error?.message ?? `the node answered with status ${answer.status}`;
+  } finally {
+    byId("pause").disabled = false;
+  }
+});
 
 function close(text) {
   clearTimeout(timer);
   timer = null;
   isOpen = false;
+  stream?.abort();
+  stream = null;
   picture.hidden = true;
   picture.removeAttribute("src");
   words.hidden = false;
