@@ -296,6 +296,7 @@ class _Node:
             on_uplink=self._uplink_changed,
             on_desired=self._desired_came,
             settings=SessionSettings(mqtt.heartbeat_active_s, mqtt.heartbeat_standby_s),
+            on_switch=self.cameras.switched if self.settings.home_assistant.prefix else None,
         )
 
     # ── wires ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

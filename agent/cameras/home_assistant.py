@@ -52,6 +52,7 @@ def _entities(device: Device) -> list[tuple[str, str, dict[str, Any]]]:
         ("binary_sensor", "problem", _problem(device)),
         ("sensor", "status", _status(device)),
         ("sensor", "fps", _frame_rate()),
+        ("switch", "enabled", _switch(device)),
         ("binary_sensor", "occupied", _occupancy("Anything in view", "value_json.objects.values() | sum > 0")),
     ]  # fmt: skip
     found += [
@@ -114,6 +115,14 @@ def _status(device: Device) -> dict[str, Any]:
     return {
         "name": "Status", "device_class": "enum", "options": list(STATES), "entity_category": "diagnostic",
         "availability": [_node_is_there(device)], "value_template": "{{ value_json.state }}",
+    }  # fmt: skip
+
+
+def _switch(device: Device) -> dict[str, Any]:
+    """Resumes and pauses the camera."""
+    return {
+        "name": "Enabled", "command_topic": topics.camera_switch(device.node, device.camera), "qos": 1, "icon": "mdi:cctv",
+        "availability": [_node_is_there(device)], "value_template": "{{ 'OFF' if value_json.state == 'paused' else 'ON' }}",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from agent.cameras.broadcast import Broadcast
 from agent.cameras.configured import ConfigurationWatch
 from agent.cameras.home_assistant import Device
 from agent.cameras.images import Images
 from agent.cameras.keeper import EventKeeper
 from agent.cameras.media import Media
-from agent.cameras.orders import CameraOrders
+from agent.cameras.orders import CameraOrders, CameraRefused
 from agent.cameras.retention import DAY_S, Keep
 from agent.cameras.store import EventStore
 from agent.cameras.yielding import Yielding, text_load
@@ -33,6 +36,10 @@ from agent.vision import VisionService
 from agent.worker_protocol import CameraEvent, Report
 from models.catalog import CatalogError
 from models.manifest import DetectionManifest, Manifest
+
+logger = logging.getLogger(__name__)
+
+SWITCHES_MAX = 64
 
 
 class CameraSide:
@@ -57,6 +64,7 @@ class CameraSide:
         self._on_change = on_change
         self._broadcast: Broadcast | None = None
         self._watch: ConfigurationWatch | None = None
+        self._switch_in, self._switch_out = anyio.create_memory_object_stream[tuple[str, bool]](SWITCHES_MAX)
         media = Media(settings.media or state / "media")
         self.keeper = EventKeeper(store, media, keep_of(settings), self.note, clock_is_synced, age_s_of=self._age_s_of)
 
@@ -102,8 +110,29 @@ class CameraSide:
     def follow(self, file: Path, settings: Settings, check: Callable[[Settings], Settings], desired: DesiredState) -> None:
         self._watch = ConfigurationWatch(file, settings, check, desired, partial(self._history.add, "configuration"))
 
+    def switched(self, camera: str, is_on: bool) -> None:
+        """Home Assistant resumes or pauses a camera; carried out in turn, and what comes in a flood is dropped."""
+        try:
+            self._switch_in.send_nowait((camera, is_on))
+        except anyio.WouldBlock:
+            logger.warning("camera %s is not switched: %d orders wait already", camera, SWITCHES_MAX)
+
+    async def _carry_out_switches(self) -> None:
+        async for camera, is_on in self._switch_out:
+            try:
+                if camera not in self.orders.settings():
+                    raise CameraRefused("unknown_camera", "there is no such camera")
+                await self.orders.change(camera, {"enabled": is_on})
+            except CameraRefused as error:
+                self.note("warning", f"camera {camera} is not switched {'on' if is_on else 'off'}: {error}"[:1000])
+
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        return [self.keeper.run, self._yielding.run, *(part.run for part in (self._broadcast, self._watch) if part is not None)]
+        return [
+            self.keeper.run,
+            self._yielding.run,
+            self._carry_out_switches,
+            *(part.run for part in (self._broadcast, self._watch) if part is not None),
+        ]
 
     def told(self, camera: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the worker is told of a camera: what is wanted of it, and where its clips go."""

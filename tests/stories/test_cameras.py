@@ -112,6 +112,7 @@ async def test_cameras_are_changed_while_they_run(tmp_path: Path) -> None:
         await changed_by_mqtt(ear, node)
         await refused(ear, node)
         await told_to_home_assistant(ear)
+        await is_switched(ear, node)
         await shows_nothing_masked(ear, node)
         await hides_passwords(ear, node)
         await survives_its_worker(node)
@@ -194,6 +195,32 @@ async def told_to_home_assistant(ear: Ear) -> None:
         return all(ear.said.get(topic) for topic in wanted)
 
     await until(announced, 10.0, "the camera, its zone and its classes are devices and entities")
+
+
+async def is_switched(ear: Ear, node: Node) -> None:
+    """From Home Assistant; what is retained, or for no camera, is not obeyed."""
+    topic = topics.camera_switch("spare-1", "belt")
+    await ear.link.publish(topics.camera_switch("spare-1", "nobody"), b"ON")
+    for payload, wanted in ((b"OFF", "paused"), (b"maybe", "paused"), (b"ON", "streaming")):
+        await ear.link.publish(topic, payload)
+
+        async def is_so(wanted: str = wanted) -> bool:
+            state = ear.state("belt")
+            return state is not None and state.state == wanted
+
+        await until(is_so, 20.0, f"{payload!r} makes it {wanted}")
+    assert (await node.client.get("/cameras/belt")).json()["settings"]["enabled"] is True
+    assert "nobody" not in await cameras(node)
+    answer = await node.client.patch("/cameras/belt", json={"enabled": False})
+    assert (answer.status_code, answer.json()["state"]) in ((200, "paused"), (200, "streaming"))  # the report comes once a second
+
+    async def is_paused() -> bool:
+        return bool((await cameras(node))["belt"]["state"] == "paused")
+
+    await until(is_paused, 10.0, "paused over HTTP")
+    assert (await node.client.get("/cameras/belt/snapshot.jpg")).status_code == 503
+    assert (await node.client.patch("/cameras/belt", json={"enabled": None})).status_code == 200
+    await until_streaming(node, "belt", "second")
 
 
 async def shows_nothing_masked(ear: Ear, node: Node) -> None:
