@@ -322,8 +322,7 @@ class _Node:
 
     def _worker_changed(self, name: WorkerName, state: WorkerState) -> None:
         if not isinstance(state, WorkerRunning):
-            cause = getattr(state, "cause", None)
-            if cause is not None:
+            if (cause := getattr(state, "cause", None)) is not None:
                 self._history.add("worker", "error", f"{name} worker: {cause.text}")
         else:
             self._history.add("worker", "info", f"{name} worker runs as process {state.pid}")
@@ -364,15 +363,10 @@ class _Node:
         }
         try:
             refuse_bad_cameras(pipelines)
-        except ConfigurationError as error:
+            is_news = self._desired.take(document.rev, tuple(self._own_name(model.name) for model in document.models), pipelines)
+        except (ConfigurationError, OSError) as error:  # it comes again with the next session
             logger.error("desired state of revision %d is not taken: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
             self.cameras.note("error", f"desired state of revision {document.rev} is not taken: {error}"[:1000])
-            return
-        try:
-            is_news = self._desired.take(document.rev, tuple(self._own_name(model.name) for model in document.models), pipelines)
-        except OSError as error:  # it comes again with the next session
-            logger.error("desired state of revision %d cannot be kept: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
-            self._history.add("desired", "error", f"revision {document.rev} cannot be kept: {error}")
             return
         if is_news:
             logger.info("desired state of revision %d taken", document.rev)
