@@ -16,11 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from agent.protocol.operations import Target
+from agent.worker.addresses import FORMS, is_source
 from models.manifest import Precision
 from models.store import default_root
 
 ADVERTISED = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]{0,252}):(\d{1,5})$")
-SOURCE = re.compile(r"^(conveyor:|file:/|rtsps?://|https?://|v4l2:/dev/video\d|csi:\d)")
 NODE_ID = re.compile(r"^[a-z0-9][a-z0-9-]{2,62}$")
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h; the unit does not restart on it
 
@@ -47,8 +47,8 @@ def _advertised(value: str) -> str:
 
 
 def _source(value: str) -> str:
-    if not SOURCE.match(value):
-        raise ValueError("a source is one of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:N")
+    if not is_source(value):
+        raise ValueError(f"a source is one of {FORMS}")
     return value
 
 
@@ -227,10 +227,11 @@ class EventSettings(Slice):
 
 class HomeAssistantSettings(Slice):
     """Cameras as devices of Home Assistant, over the node's broker. `prefix` is its discovery prefix, there `homeassistant` unless changed;
-    empty: off. `image_s`: seconds between two pictures of one camera, at least."""
+    empty: off. `image_s`: seconds between two pictures of one camera, at least; `image_idle_s`: at most, while nothing is seen."""
 
     prefix: str = Field(default="", pattern=r"^([A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)?$")
     image_s: float = Field(default=5.0, ge=1)
+    image_idle_s: float = Field(default=60.0, ge=1)
 
 
 class DemoSettings(Slice):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from models.durable import write_atomically
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "desired.json"
+FOR_US_ALONE = 0o600  # passwords of cameras are in it
 Origin = Literal["configuration", "order", "coordinator"]
 
 
@@ -128,13 +130,15 @@ class DesiredState:
             "pipelines": {key: dict(value) if value is not None else None for key, value in changes.pipelines.items()},
             "builds": {key: dict(value) for key, value in changes.builds.items()},
         }
-        write_atomically(self._file, json.dumps(document, indent=1).encode())
+        write_atomically(self._file, json.dumps(document, indent=1).encode(), FOR_US_ALONE)
         self._changes = changes
         self.on_change()
 
 
 def _read(file: Path) -> Changes:
     try:
+        with suppress(PermissionError):
+            file.chmod(FOR_US_ALONE)  # of an earlier version it may be anybody's to read
         document = json.loads(file.read_bytes())
         pipelines = {name: None if settings is None else dict(settings) for name, settings in document["pipelines"].items()}
         models = {name: bool(wanted) for name, wanted in document["models"].items()}

@@ -17,10 +17,10 @@ from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
 from agent.cameras.commands import camera_handlers
-from agent.cameras.configured import configured
+from agent.cameras.configured import configured, refuse_bad_cameras
 from agent.cameras.side import CameraSide
 from agent.cameras.store import EventStore
-from agent.config import Settings
+from agent.config import ConfigurationError, Settings
 from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
 from agent.endpoint import configured_endpoint, page_url, routed_endpoint
@@ -298,6 +298,7 @@ class _Node:
             on_uplink=self._uplink_changed,
             on_desired=self._desired_came,
             settings=SessionSettings(mqtt.heartbeat_active_s, mqtt.heartbeat_standby_s),
+            on_switch=self.cameras.switched if self.settings.home_assistant.prefix else None,
         )
 
     # ── wires ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,8 +324,7 @@ class _Node:
 
     def _worker_changed(self, name: WorkerName, state: WorkerState) -> None:
         if not isinstance(state, WorkerRunning):
-            cause = getattr(state, "cause", None)
-            if cause is not None:
+            if (cause := getattr(state, "cause", None)) is not None:
                 self._history.add("worker", "error", f"{name} worker: {cause.text}")
         else:
             self._history.add("worker", "info", f"{name} worker runs as process {state.pid}")
@@ -364,10 +364,11 @@ class _Node:
             one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._own_name(one.model)} for one in document.pipelines
         }
         try:
+            refuse_bad_cameras(pipelines)
             is_news = self._desired.take(document.rev, tuple(self._own_name(model.name) for model in document.models), pipelines)
-        except OSError as error:  # it comes again with the next session
-            logger.error("desired state of revision %d cannot be kept: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
-            self._history.add("desired", "error", f"revision {document.rev} cannot be kept: {error}")
+        except (ConfigurationError, OSError) as error:  # it comes again with the next session
+            logger.error("desired state of revision %d is not taken: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
+            self.cameras.note("error", f"desired state of revision {document.rev} is not taken: {error}"[:1000])
             return
         if is_news:
             logger.info("desired state of revision %d taken", document.rev)

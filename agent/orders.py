@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from pydantic import JsonValue
 
+from agent.cameras.settings import SettingsRefused, checked
 from agent.desired import DesiredState
 from agent.link.outcome import CommandFailed, CommandRejected, Handler, Output, Progress
 from agent.protocol.operations import (
@@ -140,7 +141,10 @@ class Orders:
         manifest = self._manifest(str(settings["model"]))
         if manifest.task != "detection":
             raise CommandRejected("invalid", f"{manifest.name} is a model for {manifest.task}; a pipeline needs one for detection")
-        settings["model"] = manifest.name
+        try:
+            settings = {**checked(args.id, {**settings, "model": manifest.name}), "id": args.id}
+        except SettingsRefused as error:
+            raise CommandRejected("invalid", f"pipeline {args.id}: {error}"[:1500], output={"field": error.field}) from error
         before = self._desired.value.pipelines.get(args.id)
         if before is None and len(self._desired.value.pipelines) >= PIPELINES_MAX:
             raise CommandRejected("busy", f"this node has {PIPELINES_MAX} pipelines, the most it takes; stop one first")

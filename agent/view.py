@@ -170,13 +170,17 @@ def _pipeline_state(name: str, reported: Mapping[str, Any]) -> PipelineState:
     words: dict[str, Literal["running", "starting", "stopped", "failed", "paused"]] = {
         "streaming": "running",
         "failed": "failed",
-        "stopped": "stopped",
+        "paused": "paused",
     }
     status = words.get(str(reported.get("state")), "starting")
     fps = reported.get("fps")
     message = str(reported.get("message") or "")[:2000]
     return PipelineState(
-        id=name, status=status, fps=round(fps, 1) if isinstance(fps, int | float) and math.isfinite(fps) else None, message=message or None
+        id=name,
+        status=status,
+        fps=round(fps, 1) if isinstance(fps, int | float) and math.isfinite(fps) else None,
+        is_slowed=bool(reported.get("is_slowed")),
+        message=message or None,
     )
 
 

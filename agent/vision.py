@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import anyio
 
 from agent.http.collaborators import Frame, Picture, ServiceFailure
-from agent.worker_protocol import CameraEvent, CameraFrame, Detect, Done, Report, Request, Status, Watch
+from agent.worker_protocol import CameraEvent, CameraFrame, Detect, Done, Report, Request, Status, View, Watch
 
 LOG = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class VisionService:
         self._watch_fps = watch_fps
         self._pipelines: Mapping[str, Mapping[str, Any]] = {}
         self._reported_s = 0.0
-        self._viewers: dict[str, set[_Viewer]] = {}
-        self._renewed: dict[str, tuple[float, float]] = {}  # when, at how many frames a second
+        self._viewers: dict[tuple[str, View], set[_Viewer]] = {}
+        self._renewed: dict[tuple[str, View], tuple[float, float]] = {}  # when, at how many frames a second
 
     async def detect(self, model: str, image: bytes, threshold: float | None, annotate: bool) -> Picture:
         """Objects in a JPEG, PNG or WebP. Raises what the worker's `call` raises: a refused picture, an unknown model, a lost worker."""
@@ -74,54 +74,54 @@ class VisionService:
         overlay = {"state": "unknown", "message": "the vision worker does not report"} if is_silent else {}
         return [{"id": name, **self._pipelines[name], **overlay} for name in sorted(self._pipelines)]
 
-    async def snapshot(self, camera: str) -> bytes:
-        """The next annotated frame as JPEG; waits for it without a limit of its own."""
-        async with aclosing(self._frames(camera, GLANCE_FPS)) as frames:
+    async def snapshot(self, camera: str, view: View = "drawn") -> bytes:
+        """The next frame as JPEG; waits for it without a limit of its own."""
+        async with aclosing(self._frames(camera, view, GLANCE_FPS)) as frames:
             async for frame in frames:
                 return frame.jpeg
         raise ServiceFailure("internal", f"camera {camera!r} ended")
 
-    def frames(self, camera: str) -> AsyncGenerator[Frame, None]:
-        """Annotated frames, the newest at each turn, until the caller stops. The worker encodes only while somebody iterates here.
+    def frames(self, camera: str, view: View = "drawn") -> AsyncGenerator[Frame, None]:
+        """Frames, the newest at each turn, until the caller stops. The worker encodes only while somebody iterates here.
 
         Raises what `call` raises when the camera is not there, or the worker is lost.
         """
-        return self._frames(camera, self._watch_fps)
+        return self._frames(camera, view, self._watch_fps)
 
-    async def _frames(self, camera: str, fps: float) -> AsyncGenerator[Frame, None]:
+    async def _frames(self, camera: str, view: View, fps: float) -> AsyncGenerator[Frame, None]:
         viewer = _Viewer(fps)
-        viewers = self._viewers.setdefault(camera, set())
+        viewers = self._viewers.setdefault((camera, view), set())
         viewers.add(viewer)
         try:
             while True:
-                await self._renew(camera)
+                await self._renew(camera, view)
                 frame = await viewer.next(RENEW_S)
                 if frame is not None:
                     yield frame
         finally:
             viewers.discard(viewer)
-            if not viewers and self._viewers.get(camera) is viewers:
-                del self._viewers[camera]
-                self._renewed.pop(camera, None)
+            if not viewers and self._viewers.get((camera, view)) is viewers:
+                del self._viewers[camera, view]
+                self._renewed.pop((camera, view), None)
 
-    async def _renew(self, camera: str) -> None:
-        now_s, fps = time.monotonic(), max(viewer.fps for viewer in self._viewers[camera])
-        renewed_s, renewed_fps = self._renewed.get(camera, (-WATCH_S, 0.0))
+    async def _renew(self, camera: str, view: View) -> None:
+        now_s, fps = time.monotonic(), max(viewer.fps for viewer in self._viewers[camera, view])
+        renewed_s, renewed_fps = self._renewed.get((camera, view), (-WATCH_S, 0.0))
         if now_s - renewed_s < RENEW_S and fps <= renewed_fps:
             return
-        self._renewed[camera] = (now_s, fps)
-        watch = Watch(0, camera, fps, WATCH_S if fps > GLANCE_FPS else GLANCE_S, annotated=True)
+        self._renewed[camera, view] = (now_s, fps)
+        watch = Watch(0, camera, fps, WATCH_S if fps > GLANCE_FPS else GLANCE_S, view)
         try:
             await self._worker.call(watch, b"", WATCH_CALL_S)
         except BaseException:
-            self._renewed.pop(camera, None)  # the next viewer asks again, instead of waiting for nothing
+            self._renewed.pop((camera, view), None)  # the next viewer asks again, instead of waiting for nothing
             raise
 
     def on_report(self, report: Report, payload: bytes) -> None:
         """Take what the worker says unasked; never blocks."""
         if isinstance(report, CameraFrame):
             frame = Frame(payload, report.detections, report.sequence)
-            for viewer in self._viewers.get(report.pipeline, ()):
+            for viewer in self._viewers.get((report.pipeline, report.view), ()):
                 viewer.show(frame)
         elif isinstance(report, CameraEvent):
             self._on_event(report, payload)

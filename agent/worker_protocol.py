@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Type, Union
+from typing import Any, Dict, Literal, Optional, Tuple, Type, Union
 
 from models.record import RecordError, from_mapping, to_mapping
 
 HEADER = struct.Struct(">II")
 MAX_JSON_BYTES = 1 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
+SMALL_BYTES = 128_000  # what a message over MQTT may hold (agent/protocol/wire.py)
+
+View = Literal["drawn", "plain", "small"]
 
 
 class ProtocolError(RuntimeError):
@@ -122,13 +125,16 @@ class StopPipeline:
 
 @dataclass(frozen=True)
 class Watch:
-    """Send `CameraFrame`s of a pipeline, at most `fps` a second, until `seconds` from now; the daemon renews while somebody looks."""
+    """Send `CameraFrame`s of a pipeline, at most `fps` a second, until `seconds` from now; the daemon renews while somebody looks.
+
+    view  `drawn`: with what was seen; `plain`; `small`: plain, and of at most SMALL_BYTES. Each is watched for itself.
+    """
 
     request: int
     pipeline: str
     fps: float = 10.0
     seconds: float = 5.0
-    annotated: bool = True
+    view: View = "drawn"
 
 
 @dataclass(frozen=True)
@@ -205,8 +211,8 @@ class Pace:
 class CameraEvent:
     """Something happened in front of a camera, or to it.
 
-    kinds: camera, object, crossed, zone, recording; what `data` holds for each stands in agent/worker/events.py. The payload is a JPEG
-    where `data["has_snapshot"]` says so, else empty.
+    kinds: camera, unreachable, object, crossed, zone, recording; what `data` holds for each stands in agent/worker/events.py. The payload
+    is a JPEG where `data["has_snapshot"]` says so, else empty.
     """
 
     pipeline: str
@@ -216,12 +222,13 @@ class CameraEvent:
 
 @dataclass(frozen=True)
 class CameraFrame:
-    """One JPEG (payload) of a watched pipeline with the detections drawn or beside it."""
+    """One JPEG (payload) of a watched pipeline in the view that was asked for, and what was seen in it."""
 
     pipeline: str
     sequence: int
     age_ms: float
     detections: Tuple[Dict[str, Any], ...] = ()
+    view: View = "drawn"
 
 
 Request = Union[OpenModel, CloseModel, Generate, Encode, Detect, StartPipeline, StopPipeline, Watch, Pace, Cancel, Shutdown]

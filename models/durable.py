@@ -62,15 +62,15 @@ def publish(temporary: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def write_atomically(path: Path, data: Union[bytes, memoryview]) -> None:
-    """Replace the content of a file: a reader sees the old or the new one, never a part."""
+def write_atomically(path: Path, data: Union[bytes, memoryview], mode: int = 0o644) -> None:
+    """Replace the content of a file: a reader sees the old or the new one, never a part. `mode`: who may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=str(path.parent), prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

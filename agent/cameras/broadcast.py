@@ -13,12 +13,13 @@ import anyio
 from anyio import to_thread
 
 from agent.cameras.home_assistant import Device, discovery
+from agent.cameras.images import Images
 from agent.cameras.reports import camera_state, has_news
 from agent.link.broker import LinkLost, PublishRefused
 from agent.link.events import Events
 from agent.protocol import topics
 from agent.protocol.topics import POLICIES
-from agent.protocol.wire import MAX_PAYLOAD_BYTES, MessageError, Severity, encode
+from agent.protocol.wire import MessageError, Severity, encode
 from agent.worker_protocol import CameraEvent
 from models.durable import write_atomically
 
@@ -36,7 +37,7 @@ class Uplink(Protocol):
     @property
     def connection(self) -> int | None: ...
 
-    async def publish_data(self, pipeline: str, payload: bytes, qos: Literal[0, 1] = 0) -> None: ...
+    async def publish_data(self, pipeline: str, payload: bytes) -> None: ...
 
     async def publish_retained(self, topic: str, payload: bytes, qos: Literal[0, 1], expiry_s: int | None = None) -> None: ...
 
@@ -56,7 +57,7 @@ class Broadcast:
         cameras: Callable[[], list[dict[str, Any]]],
         devices: Callable[[], list[Device]],
         prefix: str,
-        image_s: float,
+        images: Images,
         memory: Path,
         state_s: float = STATE_EVERY_S,
     ) -> None:
@@ -66,17 +67,15 @@ class Broadcast:
         self._cameras = cameras
         self._devices = devices
         self._prefix = prefix
-        self._image_s = image_s
+        self._images = images
         self._memory = memory
         self._state_s = state_s
         self._in, self._out = anyio.create_memory_object_stream[CameraEvent](WAITING)
-        self._images: dict[str, bytes] = {}
-        self._imaged_s: dict[str, float] = {}
         self._stated: dict[str, tuple[Mapping[str, Any], float]] = {}
         self._told: dict[str, bytes] = {}
         self._remembered: set[str] = set()
         self._connection: int | None = None
-        self._has_been_refused = self._has_been_too_large = False
+        self._has_been_refused = False
         self.lost = 0
 
     def note(self, severity: Severity, text: str) -> None:
@@ -84,8 +83,8 @@ class Broadcast:
         self.offer(CameraEvent("", "note", {"severity": severity, "message": text}))
 
     def offer(self, event: CameraEvent, payload: bytes = b"") -> None:
-        if event.kind == "object" and payload and self._prefix:
-            self._images[event.pipeline] = payload  # the newest wins
+        if event.kind == "object" and payload:
+            self._images.want(event.pipeline)
         try:
             self._in.send_nowait(event)
         except anyio.WouldBlock:
@@ -99,12 +98,16 @@ class Broadcast:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._send_events)
                 tasks.start_soon(self._keep_so)
+                if self._prefix:
+                    tasks.start_soon(self._keep_images)
 
     async def _send_events(self) -> None:
         async for event in self._out:
             try:
                 if event.kind in ("camera", "recording"):
                     await self._events.publish("pipeline", "info", {"pipeline": event.pipeline, "kind": event.kind, **event.data})
+                elif event.kind == "unreachable":
+                    await self._events.publish("pipeline", "warning", {"pipeline": event.pipeline, "kind": event.kind, **event.data})
                 elif event.kind == "note":
                     await self._events.publish("pipeline", event.data["severity"], {"message": event.data["message"]})
                 else:
@@ -113,7 +116,7 @@ class Broadcast:
                 self._lose(str(error))
 
     async def _keep_so(self) -> None:
-        """What is retained: states at most once a second, pictures and discovery more slowly; all of it anew after each reconnect."""
+        """What is retained: states at most once a second, discovery more slowly; all of it anew after each reconnect."""
         announce_at_s = 0.0
         while True:
             if self._uplink.connection != self._connection:
@@ -125,17 +128,34 @@ class Broadcast:
             if self._connection is not None:
                 try:
                     await self._send_states()
-                    await self._send_images()
+                    if self._prefix:
+                        await self._images.clear(self._stated)
                     if anyio.current_time() >= announce_at_s:
                         announce_at_s = anyio.current_time() + ANNOUNCE_EVERY * self._state_s
                         await self._announce()
                 except LinkLost:
                     self._connection = None
                 except PublishRefused as error:
-                    if not self._has_been_refused:
-                        logger.warning("the broker does not take what cameras tell: %s; check its ACL for %s", error, self._node)
-                    self._has_been_refused = True
+                    self._refused(error)
             await anyio.sleep(self._state_s)
+
+    async def _keep_images(self) -> None:
+        """Apart from the states, which must not wait for a camera's next picture."""
+        while True:
+            await anyio.sleep(self._state_s)
+            if self._connection is None:
+                continue
+            try:
+                await self._images.renew([camera for camera, (report, _) in self._stated.items() if report.get("state") == "streaming"])
+            except LinkLost:
+                continue  # the states find out as well
+            except PublishRefused as error:
+                self._refused(error)
+
+    def _refused(self, error: PublishRefused) -> None:
+        if not self._has_been_refused:
+            logger.warning("the broker does not take what cameras tell: %s; check its ACL for %s", error, self._node)
+        self._has_been_refused = True
 
     async def _send_states(self) -> None:
         now_s = anyio.current_time()
@@ -150,24 +170,10 @@ class Broadcast:
                     payload = None
                 self._stated[camera] = (report, now_s)
                 if payload is not None:
-                    await self._retain(topics.camera_state(self._node, camera), payload, "camera-state")
+                    await self._retain(topics.camera_state(self._node, camera), payload)
         for camera in [camera for camera in self._stated if camera not in reports]:
-            await self._retain(topics.camera_state(self._node, camera), b"", "camera-state")
-            if self._prefix:
-                await self._retain(topics.camera_image(self._node, camera), b"", "camera-image")
+            await self._retain(topics.camera_state(self._node, camera), b"")
             del self._stated[camera]
-
-    async def _send_images(self) -> None:
-        now_s = anyio.current_time()
-        self._images = {camera: jpeg for camera, jpeg in self._images.items() if camera in self._stated}
-        due = [camera for camera in self._images if now_s - self._imaged_s.get(camera, -self._image_s) >= self._image_s]
-        for camera in due:
-            jpeg, self._imaged_s[camera] = self._images.pop(camera), now_s
-            if len(jpeg) <= MAX_PAYLOAD_BYTES:
-                await self._retain(topics.camera_image(self._node, camera), jpeg, "camera-image")
-            elif not self._has_been_too_large:
-                self._has_been_too_large = True
-                logger.warning("pictures of camera %s are not published: %d bytes are over %d", camera, len(jpeg), MAX_PAYLOAD_BYTES)
 
     async def _announce(self) -> None:
         """Discovery: what is new or changed, and an empty message for what is gone."""
@@ -193,8 +199,8 @@ class Broadcast:
             self._remembered -= gone
             await to_thread.run_sync(self._write_memory)
 
-    async def _retain(self, topic: str, payload: bytes, kind: Literal["camera-state", "camera-image"]) -> None:
-        policy = POLICIES[kind]
+    async def _retain(self, topic: str, payload: bytes) -> None:
+        policy = POLICIES["camera-state"]
         await self._uplink.publish_retained(topic, payload, policy.qos, policy.expiry_s)
 
     def _read_memory(self) -> set[str]:

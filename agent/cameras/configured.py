@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 from anyio import to_thread
 
+from agent.cameras.settings import SettingsRefused, checked
 from agent.config import ConfigurationError, Settings, load_settings
 from agent.desired import DesiredState
 from agent.protocol.wire import Severity
@@ -21,6 +23,18 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
 
 
+def refuse_bad_cameras(pipelines: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ConfigurationError that names every camera that the worker would refuse, and its field."""
+    problems = []
+    for camera, settings in pipelines.items():
+        try:
+            checked(camera, settings)
+        except SettingsRefused as error:
+            problems.append(f"camera {camera}: {error}")
+    if problems:
+        raise ConfigurationError("; ".join(problems))
+
+
 def configured(settings: Settings) -> Desired:
     """What the configuration alone wants to run."""
     return Desired(settings.models.serve, {camera.id: camera.pipeline() for camera in settings.cameras})
@@ -29,7 +43,8 @@ def configured(settings: Settings) -> Desired:
 class ConfigurationWatch:
     """Reads the file anew when it has changed or SIGHUP comes. Only cameras take effect at once; `on_note` is told of all else.
 
-    `check` is what a start asks of a configuration (agent/preflight.py). A file that is refused changes nothing.
+    `check` is what a start asks of a configuration (agent/preflight.py). A file that is refused changes
+    nothing: a start goes on without a camera that cannot be, but here there is something better to go on with.
     """
 
     def __init__(
@@ -73,6 +88,7 @@ class ConfigurationWatch:
     async def _reload(self) -> None:
         try:
             settings = await to_thread.run_sync(lambda: self._check(load_settings(self._file)))
+            refuse_bad_cameras(configured(settings).pipelines)
         except ConfigurationError as error:
             logger.warning("the configuration is not taken: %s", error)
             self._on_note("error", f"the edited configuration is not taken: {error}"[:1000])

@@ -16,7 +16,7 @@ def words(camera: str, report: Mapping[str, Any]) -> str:
     silent_s, retry_s = _number(report.get("silent_s")), _number(report.get("retry_in_s"))
     since = "no frames yet" if silent_s is None else f"no frames for {_span(silent_s)}"
     match state:
-        case "streaming" | "running":
+        case "streaming":
             text = _running(report)
         case "connecting":
             text = "connecting" if silent_s is None else f"{since}, connecting"
@@ -25,6 +25,8 @@ def words(camera: str, report: Mapping[str, Any]) -> str:
         case "backing_off":
             text = since + (f", next try in {_span(retry_s)}" if retry_s is not None else ", tries again soon")
             text += f" ({message})" if message else ""
+        case "paused":
+            text = "paused; nothing is seen until it is resumed"
         case "ended":
             text = "the source has come to its end"
         case "starting":

@@ -16,7 +16,7 @@ from agent.protocol import topics
 
 LABELS_MAX = 12  # with more, only those that the settings name: eighty classes are no dashboard
 ENTITIES_MAX = 64
-STATES = ("starting", "connecting", "streaming", "stalled", "backing_off", "ended", "failed", "unknown")
+STATES = ("starting", "connecting", "streaming", "stalled", "backing_off", "ended", "failed", "paused", "unknown")
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ def _entities(device: Device) -> list[tuple[str, str, dict[str, Any]]]:
     labels = _labels(settings.get("labels")) or (device.labels if len(device.labels) <= LABELS_MAX else ())
     picture = {"image_topic": topics.camera_image(device.node, device.camera), "content_type": "image/jpeg"}
     found = [
-        ("image", "picture", {"name": "Latest event", **picture}),
+        ("image", "picture", {"name": "Picture", **picture}),
         ("binary_sensor", "problem", _problem(device)),
         ("sensor", "status", _status(device)),
         ("sensor", "fps", _frame_rate()),
+        ("switch", "enabled", _switch(device)),
         ("binary_sensor", "occupied", _occupancy("Anything in view", "value_json.objects.values() | sum > 0")),
     ]  # fmt: skip
     found += [
@@ -114,6 +115,14 @@ def _status(device: Device) -> dict[str, Any]:
     return {
         "name": "Status", "device_class": "enum", "options": list(STATES), "entity_category": "diagnostic",
         "availability": [_node_is_there(device)], "value_template": "{{ value_json.state }}",
+    }  # fmt: skip
+
+
+def _switch(device: Device) -> dict[str, Any]:
+    """Resumes and pauses the camera."""
+    return {
+        "name": "Enabled", "command_topic": topics.camera_switch(device.node, device.camera), "qos": 1, "icon": "mdi:cctv",
+        "availability": [_node_is_there(device)], "value_template": "{{ 'OFF' if value_json.state == 'paused' else 'ON' }}",
     }  # fmt: skip
 
 

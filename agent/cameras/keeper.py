@@ -58,13 +58,16 @@ class EventKeeper:
         on_note: Callable[[Severity, str], None],
         clock_is_synced: Callable[[], bool],
         retry_s: float = RETRY_S,
+        age_s_of: Callable[[str], float | None] = lambda camera: None,
     ) -> None:
+        """`age_s_of` a camera: how long its events are kept, None: as `keep` says."""
         self._store = store
         self.media = media
         self._keep = keep
         self._on_note = on_note
         self._clock_is_synced = clock_is_synced
         self._retry_s = retry_s
+        self._age_s_of = age_s_of
         self._since = wire_now().timestamp()
         self._jobs: deque[_Waiting | _EndOpen] = deque()
         self._count = self._bytes = 0
@@ -204,7 +207,14 @@ class EventKeeper:
         rows = {row.number: row for row in self._store.outline()}
         self.media.remove_others({(row.camera, row.id) for row in rows.values()}, wire_now().timestamp() - ABANDONED_S)
         aged = [
-            Aged(row.number, row.began_at, row.is_clock_sure, row.is_open, found.get((row.camera, row.id), Stored()).total_bytes)
+            Aged(
+                row.number,
+                row.began_at,
+                row.is_clock_sure,
+                row.is_open,
+                found.get((row.camera, row.id), Stored()).total_bytes,
+                self._age_s_of(row.camera),
+            )
             for row in rows.values()
         ]
         now = wire_now().timestamp() if self._clock_is_synced() else None

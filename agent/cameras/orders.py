@@ -6,14 +6,13 @@ forgets it, and the file counts again. The other cameras are not touched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import anyio
 
-from agent.cameras.settings import SettingsRefused, checked, merged, with_credentials
+from agent.cameras.settings import SettingsRefused, checked, merged, with_credentials, workers_field
 from agent.desired import DesiredState, Origin
 from agent.errors import AgentError
 from agent.reconcile import Reconciler
@@ -23,8 +22,6 @@ from models.catalog import CatalogError
 from models.manifest import Manifest
 
 CAMERAS_MAX = 64  # as many as a desired document may have
-WORKERS_FIELD = re.compile(r"^pipeline [^:]+: ([a-z_]+[\w.\[\]]*)(?::| )")
-UNKNOWN_FIELD = re.compile(r"unknown field '?(\w+)")
 
 
 class CameraRefused(AgentError):
@@ -124,7 +121,7 @@ class CameraOrders:
             if self.settings().get(camera) == wanted:  # else a newer order has taken its place already
                 with _on_disk():
                     self._desired.want_pipeline(camera, before)
-        raise CameraRefused("invalid", f"{state.message}; nothing was changed"[:1500], _field_of(state.message))
+        raise CameraRefused("invalid", f"{state.message}; nothing was changed"[:1500], workers_field(state.message))
 
     def _known(self, camera: str) -> Mapping[str, Any]:
         if camera not in self.settings():
@@ -133,11 +130,6 @@ class CameraOrders:
 
     def _unknown(self, camera: str) -> CameraRefused:
         return CameraRefused("unknown_camera", f"there is no camera {camera}; known are {', '.join(self.settings()) or 'none'}"[:1500])
-
-
-def _field_of(message: str) -> str | None:
-    match = WORKERS_FIELD.match(message) or UNKNOWN_FIELD.search(message)
-    return match[1] if match else None
 
 
 @contextmanager

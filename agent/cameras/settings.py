@@ -1,6 +1,7 @@
 """What somebody may order of a camera, checked before anything is written down: shapes, ranges, names.
 
-Fields are those of PipelineSettings in agent/worker/settings.py. The worker has the last word: what is not known here it refuses by name.
+Fields are those of PipelineSettings in agent/worker/settings.py, whose own check is the second half of this one: what passes here the
+worker takes, unless it has no such model.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from agent.worker.addresses import FORMS, HIDDEN, is_source, redacted
+from agent.worker.settings import PipelineSettings
+from models.record import RecordError, from_mapping
+
 CAMERA_ID = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-SOURCE = re.compile(r"^(conveyor:|file:/|rtsps?://|https?://|v4l2:/dev/video\d|csi:)")
-CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
-HIDDEN = "…@"  # as the worker shows it
 SETTINGS_BYTES_MAX = 64 << 10
 RESERVED = ("id", "media")
 MIN_AREA = 1e-4
+# How the worker names what it refuses: `pipeline door: zones[1].points: …`, `PipelineSettings.motion: unknown field 'speed'; …`
+WORKERS_FIELD = re.compile(r"^(?:pipeline [^:]+: |PipelineSettings\.)(?P<path>[a-z_]+[\w.\[\]]*)")
+UNKNOWN_FIELD = re.compile(r"^[\w.\[\]]+: (?:unknown field|field) '(?P<name>\w+)'")
 
 
 class SettingsRefused(ValueError):
@@ -82,8 +87,10 @@ class RecordSettings(_Shape):
 
 
 def _source(value: str) -> str:
-    if not SOURCE.match(value):
-        raise ValueError("a source is one of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:…")
+    if not is_source(value):
+        raise ValueError(f"a source is one of {FORMS}")
+    if HIDDEN in value:
+        raise ValueError(f"{HIDDEN} stands where something was hidden, and the rest is not what is known; give the whole address")
     return value
 
 
@@ -93,7 +100,12 @@ class CameraOrder(_Shape):
     fps: Annotated[float, Field(gt=0, le=120)] = 10.0
     floor_fps: Annotated[float, Field(ge=0, le=120)] = 1.0
     mode: Literal["auto", "freshest", "every_frame"] = "auto"
+    enabled: bool = True
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    thresholds: Annotated[dict[Label, Annotated[float, Field(gt=0, lt=1)]], Field(max_length=100)] = Field(default_factory=dict)
+    min_area: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    keep_days: Annotated[float, Field(gt=0, le=3650)] | None = None
+    alert_failures: Annotated[int, Field(ge=0, le=1000)] = 5
     labels: Labels = ()
     line: LineSettings | None = None
     lines: Annotated[tuple[LineSettings, ...], Field(max_length=32)] = ()
@@ -124,7 +136,19 @@ def checked(camera: str, settings: Mapping[str, Any]) -> dict[str, JsonValue]:
         raise SettingsRefused("settings", f"settings: they cannot be kept: {error}") from error
     if size_bytes > SETTINGS_BYTES_MAX:
         raise SettingsRefused("settings", f"settings: more than the {SETTINGS_BYTES_MAX} bytes that a camera may have")
+    try:
+        from_mapping(PipelineSettings, {**kept, "id": camera}).check()
+    except RecordError as error:
+        field = workers_field(str(error)) or "settings"
+        message = re.sub(r"^PipelineSettings(?:\.|: )", "", str(error)).removeprefix(f"pipeline {camera}: ")
+        raise SettingsRefused(field, (message if message.startswith(field) else f"{field}: {message}")[:500]) from error
     return {**kept, "id": camera}
+
+
+def workers_field(message: str) -> str | None:
+    """The field that a refusal of the worker names, as its sender wrote it."""
+    path, name = WORKERS_FIELD.match(message), UNKNOWN_FIELD.search(message)
+    return ".".join(found for found in (path and path["path"], name and name["name"]) if found) or None
 
 
 def merged(before: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,11 +163,6 @@ def merged(before: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any
         else:
             result[name] = value
     return result
-
-
-def redacted(source: str) -> str:
-    """A source without the password in it, fit to be shown."""
-    return CREDENTIALS.sub(HIDDEN, source)
 
 
 def with_credentials(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

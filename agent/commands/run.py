@@ -52,12 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Everything that `run` asks of the configuration, so that what passes here does not fail there."""
+    """Everything that `run` asks of the configuration, so that what passes here does not fail there; and that each camera can
+    be, without which `run` would go on."""
+    from agent.cameras.configured import configured, refuse_bad_cameras
     from agent.preflight import checked
     from models.catalog import load_catalog
 
     try:
         settings = checked(load_settings(arguments.config), load_catalog())
+        refuse_bad_cameras(configured(settings).pipelines)
     except ConfigurationError as error:
         return _refuse(error)
     sys.stdout.write(settings.model_dump_json(indent=2) + "\n")

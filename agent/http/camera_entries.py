@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.cameras.health import words
-from agent.cameras.settings import redacted
 from agent.http.context import Context
 from agent.http.errors import ApiError
+from agent.worker.addresses import redacted
 
 
 def all_cameras(context: Context) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ GAUGES = (
     ("hotspare_camera_fps", "Frames looked at each second.", "fps"),
     ("hotspare_camera_fps_wanted", "Frames to look at each second, as of now.", "fps_wanted"),
     ("hotspare_camera_inference_ms", "Milliseconds of inference for a frame, median.", "latency_ms"),
-    ("hotspare_camera_decode_ms", "Milliseconds of decoding for a frame, median.", "decode_ms"),
+    ("hotspare_camera_decode_ms", "Milliseconds from packet to masked picture, median; without what a driver does.", "decode_ms"),
     ("hotspare_camera_slowed", "1 while requests for text have the device.", "is_slowed"),
     ("hotspare_camera_failures_in_a_row", "Attempts to connect that failed since the last frame.", "failures"),
 )

@@ -32,21 +32,22 @@ def router(context: Context) -> APIRouter:
         return JSONResponse(told(context, camera), headers={"Cache-Control": "no-store"})
 
     @routes.get("/{camera}/snapshot.jpg", response_model=None)
-    async def snapshot(camera: CameraId) -> Response:
+    async def snapshot(camera: CameraId, boxes: bool = True) -> Response:
+        """The next picture, with what was seen drawn in; `boxes=0`: without."""
         with anyio.move_on_after(FIRST_FRAME_S):
-            jpeg = await context.vision().snapshot(_seeing(context, camera))
+            jpeg = await context.vision().snapshot(_seeing(context, camera), "drawn" if boxes else "plain")
             return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
         raise _silent(camera)
 
     @routes.get("/{camera}/stream.mjpg", response_model=None)
-    async def stream(camera: CameraId) -> Response:
+    async def stream(camera: CameraId, boxes: bool = True) -> Response:
         nonlocal watchers
         if watchers >= context.limits.watchers:
             raise ApiError(
                 503, f"{watchers} viewers already watch this node's cameras, its limit; use snapshot.jpg", type_="server_error",
                 code="too_many_viewers", headers={"Retry-After": "10"},
             )  # fmt: skip
-        frames = context.vision().frames(_seeing(context, camera))
+        frames = context.vision().frames(_seeing(context, camera), "drawn" if boxes else "plain")
 
         def gone() -> None:
             nonlocal watchers
@@ -59,8 +60,8 @@ def router(context: Context) -> APIRouter:
 
 
 def _seeing(context: Context, camera: str) -> str:
-    """The camera's id. Raises ApiError where the worker has no such camera now."""
-    if all(item["id"] != camera for item in context.vision().cameras()):
+    """The camera's id. Raises ApiError where the worker has no such camera now, or it is paused."""
+    if all(item["id"] != camera or item.get("state") == "paused" for item in context.vision().cameras()):
         entry = all_cameras(context).get(camera)
         if entry is None:
             raise unknown(camera)

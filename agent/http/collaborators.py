@@ -17,6 +17,7 @@ from agent.errors import AgentError
 from agent.http.outcome import Outcome
 from agent.mode import Allowed, Reason, Refused
 from agent.protocol.wire import LeaseKind, Mode
+from agent.worker_protocol import View
 
 
 class ServiceFailure(AgentError):
@@ -133,9 +134,9 @@ class VisionService(Protocol):
 
     def cameras(self) -> Sequence[Mapping[str, Any]]: ...
 
-    async def snapshot(self, camera: str) -> bytes: ...
+    async def snapshot(self, camera: str, view: View = "drawn") -> bytes: ...
 
-    def frames(self, camera: str) -> AsyncIterator[Frame]: ...
+    def frames(self, camera: str, view: View = "drawn") -> AsyncIterator[Frame]: ...
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ FILES = {
     "style.css": "text/css; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
     "camera.js": "text/javascript; charset=utf-8",
+    "mjpeg.js": "text/javascript; charset=utf-8",
     "cameras.js": "text/javascript; charset=utf-8",
     "events.js": "text/javascript; charset=utf-8",
     "zones.js": "text/javascript; charset=utf-8",

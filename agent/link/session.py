@@ -74,6 +74,7 @@ class Session:
         on_uplink: Callable[[Uplink], None],
         on_desired: Callable[[Desired], None],
         settings: SessionSettings = SessionSettings(),
+        on_switch: Callable[[str, bool], None] | None = None,
     ) -> None:
         self._broker = broker
         self._node = broker.client_id
@@ -87,6 +88,7 @@ class Session:
         self._on_uplink = on_uplink
         self._on_desired = on_desired
         self._settings = settings
+        self._on_switch = on_switch
         self._link: Link | None = None
         self._who = Identity(self._node, journal.boot, 0)
         self._uplink = Uplink()
@@ -106,12 +108,9 @@ class Session:
         """Presence and state are published anew, at most once a second."""
         self._changed.set()
 
-    async def publish_data(self, pipeline: str, payload: bytes, qos: Literal[0, 1] = 0) -> None:
-        """Detections and the like. QoS 0 is for now or never; QoS 1 goes through the outbox."""
+    async def publish_data(self, pipeline: str, payload: bytes) -> None:
+        """Detections and the like, now or never."""
         topic = topics.data(self._node, pipeline)
-        if qos == 1:
-            await self._events.store("data", topic, payload)
-            return
         try:
             if self._link is None:
                 raise LinkLost("not connected")
@@ -156,6 +155,8 @@ class Session:
     async def _live(self, link: Link) -> None:
         try:
             await link.subscribe(topics.node_subscriptions(self._node))
+            if self._on_switch is not None:
+                await self._hear_switches(link)
             await self._introduce(link, is_known=link.session_present)
             self._link = link
             logger.info("connected to %s:%s as session %s", self._broker.host, self._broker.port, self._who.sess)
@@ -167,6 +168,12 @@ class Session:
             raise
         finally:
             self._link = None
+
+    async def _hear_switches(self, link: Link) -> None:
+        try:
+            await link.subscribe([topics.switch_subscription(self._node)])
+        except LinkLost as error:  # a broker whose ACL is of before there were switches must not keep the node away
+            logger.warning("cameras cannot be switched over MQTT: %s", error)
 
     async def _serve(self, link: Link) -> None:
         lost: list[LinkLost | StoreError] = []
@@ -200,15 +207,23 @@ class Session:
         async for message in link.messages():
             try:
                 topic = topics.parse(message.topic)
-                if message.is_retained and topic.kind in ("cmd", "coord-resync"):
+                if message.is_retained and topic.kind in ("cmd", "coord-resync", "camera-switch"):
                     raise MessageError(f"a retained {topic.kind} is never obeyed; clear it")
                 if topic.kind == "cmd" and topic.leaf is not None:
                     await self._commands.receive(message, topic.leaf, partial(link.acknowledge, message))
                     continue
+                if topic.kind == "camera-switch" and topic.leaf is not None:
+                    self._switch(topic.leaf, message.payload)
                 self._hear(topic.kind, message)
             except (TopicError, MessageError) as error:
                 await self._events.fault(str(error), message.topic)
             link.acknowledge(message)
+
+    def _switch(self, camera: str, payload: bytes) -> None:
+        if payload not in (b"ON", b"OFF"):
+            raise MessageError(f"a camera is switched ON or OFF, not {payload[:20]!r}")
+        if self._on_switch is not None:
+            self._on_switch(camera, payload == b"ON")
 
     def _hear(self, kind: str, message: Received) -> None:
         match kind:

@@ -9,6 +9,7 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
+FOR_US_ALONE = 0o600  # orders hold passwords of cameras
 StoreError = sqlite3.Error  # disk full, file gone, file broken: the caller reports and goes on
 
 
@@ -29,6 +30,11 @@ def open_store(file: Path, schema: str, synchronous: Literal["FULL", "NORMAL"]) 
 
 
 def _open(file: Path, schema: str, synchronous: str) -> sqlite3.Connection:
+    try:
+        file.touch(mode=FOR_US_ALONE)
+        file.chmod(FOR_US_ALONE)  # SQLite gives its log the same
+    except OSError as error:
+        raise sqlite3.OperationalError(f"{file}: {error}") from error
     connection = sqlite3.connect(file, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode=WAL")

@@ -103,6 +103,7 @@ class PipelineState(Wire):
     id: Name
     status: Literal["running", "starting", "stopped", "failed", "paused"]
     fps: float | None = None
+    is_slowed: bool = False
     message: Text | None = None
 
 
@@ -141,8 +142,8 @@ Labels = dict[Short, Count]
 class CameraState(Message):
     """How a camera is and what it sees now. `objects` and each of `zones`: how many of a label; a zone that holds nothing is empty.
 
-    `state`: starting, connecting, streaming, stalled, backing_off, ended, failed; `words` says it to people. `is_slowed`: requests for text
-    have the device.
+    `state`: starting, connecting, streaming, stalled, backing_off, ended, failed, paused; `words` says it to people. `is_slowed`: requests
+    for text have the device.
     """
 
     node: NodeId

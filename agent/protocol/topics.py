@@ -18,11 +18,11 @@ _LEAF = re.compile(LEAF_PATTERN[:-1] + r"\Z")
 
 Kind = Literal[
     "presence", "meta", "state", "hb", "res", "evt", "cmd", "desired", "coord-presence", "coord-resync", "data", "camera-state",
-    "camera-image",
+    "camera-image", "camera-switch",
 ]  # fmt: skip
 _PLAIN: frozenset[str] = frozenset({"presence", "meta", "state", "hb", "desired"})
 _WITH_LEAF: frozenset[str] = frozenset({"res", "evt", "cmd"})
-_OF_CAMERA: Mapping[str, Kind] = {"state": "camera-state", "image": "camera-image"}
+_OF_CAMERA: Mapping[str, Kind] = {"state": "camera-state", "image": "camera-image", "enabled": "camera-switch"}
 
 DAY_S = 86_400
 
@@ -47,7 +47,7 @@ class Topic:
 class Policy:
     """How messages of one kind travel. `expiry_s` None: never expires, or the sender computes it (hb, cmd)."""
 
-    sender: Literal["node", "coordinator"]
+    sender: Literal["node", "coordinator", "home"]
     qos: Literal[0, 1]
     retain: bool
     expiry_s: int | None
@@ -63,6 +63,7 @@ POLICIES: Mapping[Kind, Policy] = {
     "data": Policy("node", 0, False, 60),
     "camera-state": Policy("node", 1, True, DAY_S),
     "camera-image": Policy("node", 0, True, DAY_S),
+    "camera-switch": Policy("home", 1, False, None),  # Home Assistant's, which sends no expiry
     "cmd": Policy("coordinator", 1, False, None),  # the command's deadline_s
     "desired": Policy("coordinator", 1, True, None),
     "coord-presence": Policy("coordinator", 1, True, None),
@@ -89,8 +90,8 @@ def build(topic: Topic) -> str:
         return f"{ROOT}/{node}/{kind}"
     if leaf is None or not _LEAF.match(leaf):
         raise TopicError(f"leaf {leaf!r} of {kind} does not match {LEAF_PATTERN}")
-    if kind in ("camera-state", "camera-image"):
-        return f"{DATA_ROOT}/{node}/{leaf}/{kind.removeprefix('camera-')}"
+    if kind in _OF_CAMERA.values():
+        return f"{DATA_ROOT}/{node}/{leaf}/{next(last for last, known in _OF_CAMERA.items() if known == kind)}"
     return f"{DATA_ROOT}/{node}/{leaf}" if kind == "data" else f"{ROOT}/{node}/{kind}/{leaf}"
 
 
@@ -153,6 +154,15 @@ def camera_state(node: str, pipeline: str) -> str:
 
 def camera_image(node: str, pipeline: str) -> str:
     return build(Topic("camera-image", node, pipeline))
+
+
+def camera_switch(node: str, pipeline: str) -> str:
+    return build(Topic("camera-switch", node, pipeline))
+
+
+def switch_subscription(node: str) -> str:
+    """Where Home Assistant switches cameras; asked for only by a node that tells it of them."""
+    return f"{DATA_ROOT}/{node}/+/enabled"
 
 
 def coordinator_presence() -> str:

@@ -6,11 +6,13 @@ import logging
 import random
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Callable, Deque, Iterator, Optional, Sequence
 
-from agent.worker.sources import OPEN_TIMEOUT_S, Grab, Source, SourceError, open_source
+from agent.worker.patience import PERIODS, Patience
+from agent.worker.sources import OPEN_TIMEOUT_S, Grab, Silence, Source, SourceError, open_source
 from models.pictures import Picture
 
 LOG = logging.getLogger(__name__)
@@ -18,17 +20,18 @@ LOG = logging.getLogger(__name__)
 JOIN_S = 3.0
 SPREAD = 0.05
 RATE_WINDOW_S = 5.0
-PERIODS = 4
+RHYTHM = 4  # pauses that say when the next frame is expected
 
 
 @dataclass(frozen=True)
 class Frame:
-    """`captured_s` is monotonic; `at_s` is the time to reckon with: the source's own, or the same."""
+    """`captured_s` is monotonic; `at_s` is the time to reckon with: the source's own, or the same; `decode_s`: see Grab."""
 
     load: Callable[[], Picture]
     sequence: int
     captured_s: float
     at_s: float
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,17 @@ class CameraState:
 
 class Slot:
     """Room for one frame between the camera's thread and the loop. The newest wins, and what it replaces is counted by cause:
-    `busy` if the loop should have taken it (it was due), `not_due` if nobody wanted it. A patient slot blocks `put` instead."""
+    `busy` if the loop should have taken it (it was due), `yielding` if it would have been due at the full rate, and the device is needed
+    elsewhere, `not_due` if nobody wanted it. A patient slot blocks `put` instead."""
 
     def __init__(self, is_patient: bool = False) -> None:
         self.is_patient = is_patient
         self.due_s = 0.0
         self.not_due = 0
         self.busy = 0
+        self.yielding = 0
+        self._full_period_s: Optional[float] = None  # while it yields
+        self._full_due_s = 0.0
         self._frame: Optional[Frame] = None
         self._changed = threading.Condition()
         self._is_closed = False
@@ -85,28 +92,43 @@ class Slot:
         frame = self._frame
         return None if frame is None else frame.captured_s
 
+    def yield_from(self, full_period_s: Optional[float]) -> None:
+        """The device is needed elsewhere; `full_period_s`: of the rate that this costs. None: it is not."""
+        with self._changed:
+            if full_period_s != self._full_period_s:
+                self._full_period_s, self._full_due_s = full_period_s, self.due_s
+
     def put(self, frame: Frame) -> None:
         with self._changed:
             if self.is_patient:
                 self._changed.wait_for(lambda: self._frame is None or self._is_closed)
             elif self._frame is not None:
-                if self._frame.captured_s >= self.due_s:
-                    self.busy += 1
-                else:
-                    self.not_due += 1
+                self._count_lost(self._frame.captured_s)
             self._frame = frame
             self._stamps.append(frame.captured_s)
+
+    def _count_lost(self, captured_s: float) -> None:
+        period_s = self._full_period_s
+        if period_s is not None and captured_s >= self._full_due_s:
+            self._full_due_s = max(self._full_due_s, captured_s - period_s) + period_s
+            self.yielding += 1
+        elif period_s is None and captured_s >= self.due_s:
+            self.busy += 1
+        else:
+            self.not_due += 1
 
     def take(self) -> Optional[Frame]:
         with self._changed:
             frame, self._frame = self._frame, None
+            if frame is not None and self._full_period_s is not None:
+                self._full_due_s = max(self._full_due_s, frame.captured_s) + self._full_period_s
             self._changed.notify_all()
             return frame
 
     def next_s(self, now_s: float) -> Optional[float]:
         """When the next frame is expected, going by the last few; None: too few came, or it is missing."""
         with self._changed:
-            periods = min(PERIODS, len(self._stamps) - 1)
+            periods = min(RHYTHM, len(self._stamps) - 1)
             if periods < 1:
                 return None
             last_s = self._stamps[-1]
@@ -137,13 +159,16 @@ class Camera:
         jitter: Callable[[], float] = random.random,
         is_patient: Optional[bool] = None,
     ) -> None:
-        """`is_patient`: whether the source waits until its frame was looked at; None: as the source is, paced or not."""
+        """`stall_s`: how long it may be silent, at least; a slow source is waited for longer (agent/worker/patience.py).
+
+        `is_patient`: whether the source waits until its frame was looked at; None: as the source is, paced or not.
+        """
         self.source = source
         self.slot = Slot(is_patient=not source.is_paced if is_patient is None else is_patient)
         # Gets each packet of an encoded source as it comes in, on the camera's thread; replaced at any time.
         self.tap: Optional[Callable[[Any], None]] = None
         self._wake = wake
-        self._stall_s = stall_s
+        self._patience = Patience(max(stall_s, PERIODS / source.fps) if source.kind == "conveyor" else stall_s)
         self._backoff = backoff or Backoff()
         self._jitter = jitter
         self._stop = threading.Event()
@@ -160,7 +185,7 @@ class Camera:
     def state(self, now_s: float) -> CameraState:
         """How the camera is now: stalled from half the time after which it is given up, also where a driver hangs and cannot be."""
         state = self._state
-        if state.name == "streaming" and not self.slot.is_patient and now_s - self._last_s > self._stall_s / 2:
+        if state.name == "streaming" and not self.slot.is_patient and now_s - self._last_s > self._patience.limit_s / 2:
             silent_s = now_s - self._last_s
             return CameraState("stalled", f"no frame for {silent_s:.0f} s", state.failures, state.connections)
         return state
@@ -181,22 +206,27 @@ class Camera:
     def join(self) -> None:
         """Wait for the thread after `stop`; a read that hangs is waited for no longer than its own deadline."""
         if self._thread.is_alive():
-            self._thread.join(max(OPEN_TIMEOUT_S, self._stall_s) + JOIN_S)
+            self._thread.join(OPEN_TIMEOUT_S + JOIN_S)
             if self._thread.is_alive():
-                LOG.error("camera %s hangs in its driver and could not be stopped", self.source.label)
+                LOG.error("camera %s is slow, or hangs in its driver, and is left in its read", self.source.label)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._enter("connecting", self._state.message, self._state.failures)
+            self._patience.connect()
             try:
-                self._capture(open_source(self.source, self._stop, self._stall_s, self._tapped))
+                self._capture(open_source(self.source, self._stop, self._patience.limit_s, self._tapped))
                 if not self._stop.is_set():
                     self._enter("ended", "the source has come to its end", 0)
                 return
             except SourceError as error:
                 message = str(error)
-            except Exception as error:  # a driver's surprise must not end the camera silently
-                LOG.exception("camera %s failed in an unforeseen way", self.source.label)
+                if isinstance(error, Silence):
+                    self._patience.lose_to_silence()
+            except Exception as error:  # noqa: BLE001 - a driver's surprise must not end the camera silently
+                # Not `exception`: a traceback ends with the error's own words, which may hold the address.
+                trace = self.source.words(traceback.format_exc())
+                LOG.error("camera %s failed in an unforeseen way:\n%s", self.source.label, trace)  # noqa: TRY400
                 message = f"{type(error).__name__} in the driver"
             self._back_off(message)
 
@@ -204,11 +234,12 @@ class Camera:
         for grab in grabs:
             now_s = time.monotonic()
             self._last_s = now_s
+            self._patience.see(now_s)
             if self._state.name != "streaming":
                 self._streaming_since_s = now_s
                 self._enter("streaming", "", self._state.failures)
             self._sequence += 1
-            self.slot.put(Frame(grab.load, self._sequence, now_s, now_s if grab.at_s is None else grab.at_s))
+            self.slot.put(Frame(grab.load, self._sequence, now_s, now_s if grab.at_s is None else grab.at_s, grab.decode_s))
             if self.slot.is_patient or now_s >= self.slot.due_s - 0.5 / self.source.fps:
                 self._wake()
 
@@ -225,14 +256,8 @@ class Camera:
         self._stop.wait(delay_s)
 
     def _enter(self, name: str, message: str, failures: int, retry_at_s: Optional[float] = None) -> None:
-        before = self._state
-        connections = before.connections + (name == "streaming")
+        connections = self._state.connections + (name == "streaming")
         self._state = CameraState(name, message, failures, connections, retry_at_s)
-        if name == "backing_off":
-            if before.failures == 0 or before.name == "streaming":
-                LOG.warning("camera %s is lost: %s", self.source.label, message)
-        elif name in ("streaming", "ended"):
-            LOG.info("camera %s is %s", self.source.label, name)
 
 
 def rate(stamps: Sequence[float], now_s: float) -> float:

@@ -7,9 +7,10 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional
 
-from models.pictures import Picture
+if TYPE_CHECKING:  # the daemon reads sources too, and has no use for OpenCV
+    from models.pictures import Picture
 
 SLICE_S = 0.2
 GIVE_UP_S = 1.0

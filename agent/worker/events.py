@@ -1,7 +1,8 @@
 """What a camera tells: the kinds of events, and the plain JSON in each. This is the contract with the daemon.
 
 camera     {state, before, message}
-           state: connecting, streaming, stalled, backing_off, ended
+           state: connecting, streaming, stalled, backing_off, ended, paused
+unreachable  {failures, message}: that many connections in a row have failed; once in a row, see PipelineSettings.alert_failures
 object     {id, type, label, track, score, top_score, box, width, height, started_s, ended_s, zones, entered_zones, dwell_s, is_loitering,
            crossed, has_snapshot, snapshot_box, clip}
            id             `{milliseconds since 1970 of its beginning}-{6 hex digits}`, unique also across restarts of the worker

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Literal, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Dict, List, Literal, Sequence, Set, Tuple
 
 from agent.worker.polygons import Point
-from agent.worker.tracker import Track
+
+if TYPE_CHECKING:
+    from agent.worker.tracker import Track
 
 Direction = Literal["forward", "backward"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from agent.worker.events import Allowance, Event
 from agent.worker.lines import Crossing, Direction, LineCounter
@@ -35,7 +35,7 @@ class Meaning:
     def __init__(self, settings: PipelineSettings, threshold: float, clips: Optional[Clips] = None) -> None:
         self._settings = settings
         self._allowance = Allowance()
-        self._tracker = Tracker(tracker_settings(threshold, settings.fps))
+        self._tracker = Tracker(tracker_settings(threshold, settings.fps, settings.thresholds))
         self._objects = Objects(settings.labels, self._allowance, clips)
         self._zones = ZoneWatch(settings.zones)
         self._counters: Dict[str, LineCounter] = {}
@@ -54,15 +54,20 @@ class Meaning:
 
     def expect(self, threshold: float, fps: float) -> None:
         """From which score on a detection is sure, and how many frames a second to reckon with."""
-        self._tracker.settings = tracker_settings(threshold, fps)
+        self._tracker.settings = tracker_settings(threshold, fps, self._settings.thresholds)
 
     def see(self, found: Sequence[Detection], moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
         """Events of one frame, and the tracks that are worth showing in it."""
         return self._understood(self._tracker.update(found, moment.at_s), moment)
 
     def see_nothing_moved(self, moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
-        """The same for a frame that is like the last one: nobody came or went, but who stays may begin to loiter."""
+        """The same for a frame that is like the last one: nobody came or went, but who stays may begin to loiter. Not while
+        another look is needed: who is gone, hidden or new, a picture alone does not tell."""
         return self._understood(self._tracker.hold(moment.at_s), moment)
+
+    @property
+    def needs_another_look(self) -> bool:
+        return self._tracker.needs_another_look
 
     def _understood(self, update: Update, moment: Moment) -> Tuple[List[Event], Tuple[Track, ...]]:
         size = (moment.width, moment.height)
@@ -140,10 +145,11 @@ class Meaning:
         return [Event("zone", {"zone": each.zone, "label": each.label, "count": each.count}) for each in changes]
 
 
-def tracker_settings(threshold: float, fps: float) -> TrackerSettings:
+def tracker_settings(threshold: float, fps: float, thresholds: Mapping[str, float]) -> TrackerSettings:
     """Tracks outlive three frames that miss them, also where there is one a second or fewer."""
     usual = TrackerSettings()
-    return TrackerSettings(sure=threshold, forget_s=max(usual.forget_s, 3 / fps), unsure_s=max(usual.unsure_s, 6 / fps))
+    forget_s, unsure_s = max(usual.forget_s, 3 / fps), max(usual.unsure_s, 6 / fps)
+    return TrackerSettings(threshold, forget_s=forget_s, unsure_s=unsure_s, sure_of=thresholds)
 
 
 def is_shown(track: Track, at_s: float) -> bool:

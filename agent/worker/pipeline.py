@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -19,13 +20,17 @@ from agent.worker.motion import MotionGate
 from agent.worker.settings import PipelineSettings as PipelineSettings
 from agent.worker.sources import SourceError
 from agent.worker.tracker import Track
+from agent.worker.views import Watchers, small_jpeg
 from agent.worker.wall_clock import WallClock
+from agent.worker_protocol import View
 from models.engines import EngineError
 from models.pictures import Picture, draw_detections, draw_line, encode_jpeg
 from models.tasks.detection import Detection, Detector
 
 if TYPE_CHECKING:
     from agent.worker.recording import Recorder
+
+LOG = logging.getLogger(__name__)
 
 UNSURE = 0.4
 PAUSED_FPS = 0.1
@@ -37,28 +42,15 @@ GONE = ("backing_off", "ended")
 UnixSeconds = Callable[[float, float], float]
 
 
-@dataclass
-class Watchers:
-    """Until when, how often and how somebody looks."""
-
-    until_s: float = 0.0
-    period_s: float = 0.1
-    annotated: bool = True
-    due_s: float = 0.0
-
-    def want(self, now_s: float) -> bool:
-        return now_s < self.until_s and now_s >= self.due_s
-
-
 @dataclass(frozen=True)
 class Look:
-    """The outcome of one frame. `jpeg` only if somebody watches."""
+    """The outcome of one frame; `pictures` for those who watch, one for each view."""
 
     events: Tuple[Event, ...]
     tracks: Tuple[Track, ...]
     sequence: int
     age_ms: float
-    jpeg: Optional[bytes] = None
+    pictures: Tuple[Tuple[View, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ class Pipeline:
         """`unix_s` replaces the wall clock: (at_s of a frame, when it was captured) → Unix seconds."""
         self.settings = settings
         self.camera = camera
-        self.watchers = Watchers()
+        self.watchers: Dict[View, Watchers] = {"drawn": Watchers(), "plain": Watchers(), "small": Watchers()}
         self._pace_fps: Optional[float] = None
         self._detector = detector
         self._masks = Masks(settings.masks)
@@ -94,6 +86,7 @@ class Pipeline:
         self._unix_s = unix_s or WallClock(is_paced=not camera.slot.is_patient).unix_s
         self._size = (0, 0)
         self._state = ""
+        self._is_alerted = False
         self._error = ""
         self._shown_s = 0.0
         self._looks: Deque[float] = deque(maxlen=WINDOW)
@@ -110,7 +103,7 @@ class Pipeline:
     @detector.setter
     def detector(self, detector: Detector) -> None:
         self._detector = detector
-        self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
+        self._reckon()
 
     @property
     def threshold(self) -> float:
@@ -119,8 +112,14 @@ class Pipeline:
 
     @property
     def unsure(self) -> float:
-        """Score from which a detection counts at all, if only to hold what was seen for sure."""
-        return self.threshold * UNSURE
+        """Score from which a detection of any label may count at all, if only to hold what was seen for sure."""
+        return min((self.threshold, *self.settings.thresholds.values())) * UNSURE
+
+    def counts(self, detection: Detection, picture: Picture) -> bool:
+        """Whether it is likely enough for its label, and large enough."""
+        area = (detection.x1 - detection.x0) * (detection.y1 - detection.y0)
+        least = self.settings.thresholds.get(detection.label, self.threshold) * UNSURE
+        return detection.score >= least and area >= self.settings.min_area * picture.shape[0] * picture.shape[1]
 
     @property
     def fps(self) -> float:
@@ -128,10 +127,19 @@ class Pipeline:
         wanted = self.settings.fps
         return wanted if self._pace_fps is None else min(wanted, max(self._pace_fps, self.settings.floor_fps))
 
+    @property
+    def is_slowed(self) -> bool:
+        return self.fps < self.settings.fps
+
     def slow_to(self, fps: Optional[float]) -> None:
         """Set the pace while the device is needed elsewhere; None: none."""
         self._pace_fps = fps
+        self._reckon()
+
+    def _reckon(self) -> None:
+        """With another rate, or another detector."""
         self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
+        self.camera.slot.yield_from(1 / self.settings.fps if self.is_slowed else None)
 
     def change(self, settings: PipelineSettings, detector: Detector) -> None:
         """Go on with other settings, of the same source, and with the same tracks. The settings have been checked."""
@@ -145,7 +153,7 @@ class Pipeline:
             self._leave_recorder()
             self._recorder = self._new_recorder()
         self._meaning.change(settings, self._recorder)
-        self._meaning.expect(self.threshold, self.fps or PAUSED_FPS)
+        self._reckon()
 
     def due_s(self, now_s: float) -> Optional[float]:
         """Since when a frame waits to be looked at; None: there is none, or it is not time yet."""
@@ -178,10 +186,20 @@ class Pipeline:
         # Every try to reconnect passes through `connecting`: that is no news.
         name = "backing_off" if state.name == "connecting" and state.failures else state.name
         news = [] if self._recorder is None else self._recorder.news()
+        if state.failures < self.settings.alert_failures:
+            self._is_alerted = False
+        elif not self._is_alerted and self.settings.alert_failures:
+            self._is_alerted = True
+            news.append(Event("unreachable", {"failures": state.failures, "message": state.message}))
         if name == self._state or (name == "ended" and self.camera.slot.has_frame):
             return news
         before, self._state = self._state, name
         self._stalls += name == "stalled"
+        LOG.log(
+            logging.WARNING if name in ("stalled", "backing_off") else logging.INFO,
+            "camera %s (%s) is %s%s%s", self.settings.id, self.camera.source.label, name,
+            f", was {before}" if before else "", f": {state.message}" if state.message else "",
+        )  # fmt: skip
         events = news + [Event("camera", {"state": name, "before": before, "message": state.message})]
         return events + self._meaning.lose_sight() if name in GONE else events
 
@@ -229,14 +247,14 @@ class Pipeline:
             return None
         try:
             picture = self._masks.apply(frame.load())
-            self._decodes.append((time.monotonic() - began_s) * 1000)
+            self._decodes.append((frame.decode_s + time.monotonic() - began_s) * 1000)
         except SourceError as error:
             self.fail(error)
             return None
         if self._recorder is not None:
             self._recorder.picture(picture, frame.captured_s)
         self._size = (picture.shape[1], picture.shape[0])
-        is_still = self.settings.motion.enabled and not self._gate.lets_through(picture, frame.at_s)
+        is_still = self.settings.motion.enabled and not self._gate.lets_through(picture, frame.at_s, self._meaning.needs_another_look)
         return Taken(frame, picture, due_s, time.monotonic(), is_still)
 
     def is_fresh(self, taken: Taken) -> bool:
@@ -258,8 +276,9 @@ class Pipeline:
         self.camera.slot.due_s = time.monotonic() + RETRY_S
 
     def follow(self, taken: Taken, found: Sequence[Detection]) -> Look:
-        """What the detections mean, the unsure ones among them from `unsure`; those of a still frame do not count."""
+        """What the detections mean, those from `unsure` on; those of a still frame do not count."""
         frame, picture = taken.frame, taken.picture
+        found = [each for each in found if self.counts(each, picture)]
         done_s = time.monotonic()
         self._error = ""
         self._ages.append((done_s - frame.captured_s) * 1000)
@@ -301,13 +320,15 @@ class Pipeline:
             self._left = [each for each in self._left if each.is_alive] + [self._recorder]
             self._recorder = None
 
-    def _watched(self, picture: Picture, shown: Sequence[Track], jpeg: Callable[[], bytes]) -> Optional[bytes]:
+    def _watched(self, picture: Picture, shown: Sequence[Track], jpeg: Callable[[], bytes]) -> Tuple[Tuple[View, bytes], ...]:
         now_s = time.monotonic()
-        if not self.watchers.want(now_s):
-            return None
-        self.watchers.due_s = max(self.watchers.due_s + self.watchers.period_s, now_s - self.watchers.period_s)
-        # Masked once more: a box may reach over a mask.
-        return encode_jpeg(self._masks.apply(self._drawn(picture, shown))) if self.watchers.annotated else jpeg()
+        encoders: Dict[View, Callable[[], bytes]] = {
+            # Masked once more: a box may reach over a mask.
+            "drawn": lambda: encode_jpeg(self._masks.apply(self._drawn(picture, shown))),
+            "plain": jpeg,
+            "small": lambda: small_jpeg(picture, self._masks),
+        }
+        return tuple((view, encode()) for view, encode in encoders.items() if self.watchers[view].takes(now_s))
 
     def _drawn(self, picture: Picture, tracks: Sequence[Track]) -> Picture:
         lines = self.settings.all_lines
@@ -334,10 +355,10 @@ class Pipeline:
             "message": self._error or camera.message,
             "fps": round(rate(tuple(self._looks), now_s), 2),
             "fps_wanted": round(self.fps, 2),
-            "is_slowed": self.fps < self.settings.fps,
+            "is_slowed": self.is_slowed,
             "camera_fps": round(slot.rate(now_s), 2),
             "processed": self._processed,
-            "skipped": {"not_due": slot.not_due, "busy": slot.busy, "stale": self._stale, "still": self._still},
+            "skipped": {"not_due": slot.not_due, "busy": slot.busy, "yielding": slot.yielding, "stale": self._stale, "still": self._still},
             "age_ms_p50": _percentile(self._ages, 50),
             "age_ms_p95": _percentile(self._ages, 95),
             "latency_ms": _percentile(self._latencies, 50),
@@ -347,7 +368,7 @@ class Pipeline:
             "connections": camera.connections,
             "failures": camera.failures,
             "stalls": self._stalls,
-            "is_watched": now_s < self.watchers.until_s,
+            "is_watched": any(now_s < each.until_s for each in self.watchers.values()),
             "width": self._size[0],
             "height": self._size[1],
             "masks": len(self.settings.masks),

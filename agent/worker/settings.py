@@ -6,8 +6,8 @@ Every refusal is a RecordError that names the field, as in `pipeline door: zones
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, Literal, Mapping, Optional, Sequence, Tuple
 
 from agent.worker.lines import Line
 from agent.worker.polygons import Point, check_name, check_point, check_polygon
@@ -18,6 +18,8 @@ MAX_SHAPES = 32
 MAX_INERTIA = 100
 DAY_S = 86400.0
 LEAST_STALE_S, MOST_STALE_S = 0.05, 60.0
+MAX_DAYS = 3650
+MAX_FAILURES = 1000
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ class PipelineSettings:
     fps        frames looked at per second, at most
     floor_fps  what is left of that while the device is busy with requests; never more than `fps`
     mode       `freshest`: what is not looked at in time is dropped; `every_frame`: the source waits; `auto`: as the source asks
+    enabled    False: the camera is closed and nothing is seen, until it is True again
     stale_s    how old a frame may be when the detector begins with it; older ones are dropped and counted
-    threshold  score from which something counts as seen; None: the model's own
+    threshold  score from which something counts as seen; None: the model's own. `thresholds`: of some labels, another
+    min_area   share of the picture below which something is too small to count
     labels     what to report and count; empty: everything
     line, lines  where to count; `line` is one more of `lines`
     zones      where to notice who comes, stays and goes
@@ -87,6 +91,8 @@ class PipelineSettings:
     record     clips of events
     media      folder for clips, given by the daemon; empty: no clips
     motion     whether to look only when something moves
+    keep_days  how long the daemon keeps its events; None: as all others
+    alert_failures  after so many failed connections in a row an event says so, once; 0: never
     decoder    of RTSP: `ffmpeg`, or `gstreamer`, which uses a Jetson's hardware
     transport  of RTSP: `tcp`, or `udp` for cameras that can only do that: what is lost on the way is then missing in the picture
     width, height  size of a rendered source, and of csi
@@ -99,7 +105,10 @@ class PipelineSettings:
     floor_fps: float = 1.0
     mode: Literal["auto", "freshest", "every_frame"] = "auto"
     stale_s: float = 0.5
+    enabled: bool = True
     threshold: Optional[float] = None
+    thresholds: Dict[str, float] = field(default_factory=dict)
+    min_area: float = 0.0
     labels: Tuple[str, ...] = ()
     line: Optional[Line] = None
     lines: Tuple[Line, ...] = ()
@@ -112,6 +121,8 @@ class PipelineSettings:
     transport: Transport = "tcp"
     width: int = 640
     height: int = 360
+    keep_days: Optional[float] = None
+    alert_failures: int = 5
 
     @property
     def all_lines(self) -> Tuple[Line, ...]:
@@ -161,14 +172,26 @@ class PipelineSettings:
             raise ValueError(f"fps {self.fps} is not in 0..120")
         if not 0 <= self.floor_fps <= 120:
             raise ValueError(f"floor_fps {self.floor_fps} is not in 0..120")
-        if not LEAST_STALE_S <= self.stale_s <= MOST_STALE_S:
-            raise ValueError(f"stale_s {self.stale_s} is not in {LEAST_STALE_S}..{MOST_STALE_S:.0f}")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ValueError(f"threshold {self.threshold} is not between 0 and 1")
+        self._check_limits()
         if not 0 < self.motion.min_share < 1:
             raise ValueError(f"motion.min_share {self.motion.min_share} is not between 0 and 1")
         if not 0 < self.motion.forced_s <= DAY_S:
             raise ValueError(f"motion.forced_s {self.motion.forced_s} is not in 0..{DAY_S:.0f}")
+
+    def _check_limits(self) -> None:
+        if not LEAST_STALE_S <= self.stale_s <= MOST_STALE_S:
+            raise ValueError(f"stale_s {self.stale_s} is not in {LEAST_STALE_S}..{MOST_STALE_S:.0f}")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold {self.threshold} is not between 0 and 1")
+        for label, score in self.thresholds.items():
+            if not 0 < score < 1:
+                raise ValueError(f"thresholds.{label}: {score} is not between 0 and 1")
+        if not 0 <= self.min_area < 1:
+            raise ValueError(f"min_area {self.min_area} is not in 0..1; it is a share of the picture")
+        if self.keep_days is not None and not 0 < self.keep_days <= MAX_DAYS:
+            raise ValueError(f"keep_days {self.keep_days} is not in 0..{MAX_DAYS}")
+        if not 0 <= self.alert_failures <= MAX_FAILURES:
+            raise ValueError(f"alert_failures {self.alert_failures} is not in 0..{MAX_FAILURES}")
 
     def _check_recording(self) -> None:
         record = self.record

@@ -14,21 +14,22 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, Literal, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Literal, Optional
 from urllib.parse import parse_qsl
 
+from agent.worker.addresses import FORMS, is_source, redacted
 from agent.worker.devices import DeviceError, Format, device_pictures
-from models.conveyor import Conveyor
-from models.pictures import Picture
+
+if TYPE_CHECKING:  # the daemon reads sources too, and has no use for OpenCV
+    from models.conveyor import Conveyor
+    from models.pictures import Picture
 
 OPEN_TIMEOUT_S = 5.0
 DRAIN_S = 2.0
 BAD_PACKETS = 100
 STREAMS = ("rtsp", "rtsps", "http", "https")
 OPTIONS = {"conveyor": ("seed", "fps", "seconds", "pace"), "file": ("loop", "pace"), "v4l2": ("fourcc", "width", "height", "fps")}
-DEVICE = re.compile(r"^/dev/video\d{1,3}$")
 FOURCC = re.compile(r"^[A-Za-z0-9]{4}$")
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
 
 Kind = Literal["conveyor", "file", "stream", "device", "csi"]
 Decoder = Literal["ffmpeg", "gstreamer"]
@@ -40,15 +41,21 @@ class SourceError(RuntimeError):
     """A source could not be opened, or gave up. The message holds no credentials."""
 
 
+class Silence(SourceError):
+    """Nothing came in time, be it that the source hangs or that it is slow."""
+
+
 @dataclass(frozen=True)
 class Grab:
     """A frame that is not decoded to BGR yet: `load` does that, on the thread that wants it.
 
-    at_s  the source's own time of a file or a rendered belt; None: now, the source is live
+    at_s      the source's own time of a file or a rendered belt; None: now, the source is live
+    decode_s  what decoding it took so far; 0 where a driver or GStreamer does that
     """
 
     load: Callable[[], Picture]
     at_s: Optional[float] = None
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,12 @@ class Source:
         """Whether it comes encoded, so that it can be kept as it is."""
         return self.kind in ("file", "stream")
 
+    def words(self, error: object) -> str:
+        """What an error says, without the address in it."""
+        if self.kind == "stream":
+            return redacted(str(error).replace(self.address, self.label))
+        return str(error).replace(self.address, self.label) if self.kind == "file" else str(error)
+
     def truth(self, at_s: float) -> Optional[Dict[str, int]]:
         """Objects that crossed the middle of a rendered picture until `at_s`; None: nobody knows."""
         return self.belt.crossed(at_s) if self.kind == "conveyor" else None
@@ -94,6 +107,8 @@ class Belt:
 
     def _built(self) -> Conveyor:
         if self._conveyor is None:
+            from models.conveyor import Conveyor
+
             self._conveyor = Conveyor(*self._arguments)
         return self._conveyor
 
@@ -102,16 +117,16 @@ def parse_source(text: str, width: int, height: int, fps: float, decoder: Decode
     """Read a source; `width`, `height` and `fps` are for a rendered one and for csi, `decoder` and `transport` for RTSP. Raises ValueError,
     without credentials in it."""
     scheme, _, rest = text.partition(":")
+    if scheme not in ("conveyor", "file") and not is_source(text):
+        raise ValueError(f"source {redacted(text)!r} is none of {FORMS}")
     _check_rtsp(scheme, text, decoder, transport)
-    if scheme in STREAMS and re.match(r"^//\S+$", rest):
+    if scheme in STREAMS:
         return Source("stream", text, redacted(text), fps, decoder=decoder, transport=transport)
-    if scheme == "csi" and re.match(r"^\d$", rest):
+    if scheme == "csi":
         return Source("csi", rest, text, fps, width=width, height=height)
-    if scheme == "v4l2" and DEVICE.match(rest.partition("?")[0]):
+    if scheme == "v4l2":
         address, options = _options(scheme, rest)
         return Source("device", address, text, fps, format=_format(text, options))
-    if scheme not in ("conveyor", "file"):
-        raise ValueError(f"source {redacted(text)!r} is none of conveyor:, file:/…, rtsp(s)://…, http(s)://…, v4l2:/dev/videoN, csi:N")
     address, options = _options(scheme, rest)
     is_paced = _one_of(options, "pace", {"none": False, "real": True}, True)
     if scheme == "file":
@@ -165,19 +180,6 @@ def _one_of(options: Dict[str, str], name: str, values: Dict[str, bool], otherwi
     return values[options[name]]
 
 
-def redacted(text: str) -> str:
-    """The text with its URLs cut down to scheme, host and path. People write passwords with any character in them, unescaped."""
-    return URL.sub(lambda found: found[1] + _place(found[2]), text)
-
-
-def _place(rest: str) -> str:
-    before, at, after = rest.rpartition("@")
-    if "?" in before:
-        return "…"  # a password with a question mark, or a query with an at sign: whose is the rest?
-    place = re.split(r"[?;&#]", after, maxsplit=1)
-    return ("…@" if at else "") + place[0] + ("…" if len(place) > 1 else "")
-
-
 def open_source(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap] = None) -> Iterator[Grab]:
     """Open and yield grabs in real time. Ends when the source has an end or `stop` is set; raises SourceError for all other ends.
 
@@ -207,7 +209,7 @@ def _file(source: Source, stop: threading.Event, stall_s: float, tap: Optional[T
             at_s = offset_s + last_s
             if source.is_paced and stop.wait(max(0.0, began_s + at_s - time.monotonic())):
                 return
-            yield Grab(frame.load, at_s)
+            yield Grab(frame.load, at_s, frame.decode_s)
         if not source.is_looped or stop.is_set():
             return
         if last_s <= 0:
@@ -232,7 +234,7 @@ def _stream(source: Source, stop: threading.Event, stall_s: float, tap: Optional
         # What waited in buffers while the stream was probed comes at once; the first frame that lets us wait is the present.
         is_drained = is_drained or now_s - asked_s > 0.5 / (frame.rate or 30.0) or now_s - opened_s > OPEN_TIMEOUT_S + DRAIN_S
         if is_drained:
-            yield Grab(frame.load)
+            yield Grab(frame.load, None, frame.decode_s)
         asked_s = time.monotonic()
     if not stop.is_set():
         raise SourceError(f"{source.label} ended the stream")
@@ -250,7 +252,7 @@ def _through_gstreamer(source: Source, stop: threading.Event, stall_s: float, ta
         for picture in pictures:
             yield Grab(lambda picture=picture: picture)  # type: ignore[misc]  # as above
     except GStreamerError as error:
-        raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
+        raise SourceError(f"{source.label}: {source.words(error)}") from error
 
 
 def _device(source: Source, stop: threading.Event, stall_s: float, tap: Optional[Tap]) -> Iterator[Grab]:
@@ -266,23 +268,26 @@ class _Decoded:
     load: Callable[[], Picture]
     time: Optional[float]
     rate: Optional[float]
+    decode_s: float
 
 
 def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], stall_s: float, tap: Optional[Tap]) -> Iterator[_Decoded]:
     """Frames of the first video stream, with the deadlines of FFmpeg's interrupt callback around every read."""
     import av  # only where it is used: a worker with rendered or device cameras alone does without
 
+    open_s = max(OPEN_TIMEOUT_S, stall_s)  # a stream is open only once some frames have come
     try:
-        with av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, stall_s)) as container:
+        with av.open(source.address, options=options, timeout=(open_s, stall_s)) as container:
             if not container.streams.video:
                 raise SourceError(f"{source.label} has no video stream")
             stream = container.streams.video[0]
             stream.thread_type = "SLICE"
             rate = float(stream.average_rate) if stream.average_rate else None
-            bad = 0
+            bad, spent_s = 0, 0.0
             for packet in container.demux(stream):
                 if tap is not None:
                     tap(packet)
+                began_s = time.perf_counter()
                 try:
                     frames = packet.decode()
                     bad = 0
@@ -291,17 +296,18 @@ def _decoded(source: Source, stop: threading.Event, options: Dict[str, str], sta
                     if bad >= BAD_PACKETS:
                         raise SourceError(f"{source.label} sent {bad} damaged packets in a row") from error
                     continue
+                finally:
+                    spent_s += time.perf_counter() - began_s
                 for frame in frames:
                     if stop.is_set():
                         return
-                    yield _Decoded(lambda frame=frame: frame.to_ndarray(format="bgr24"), frame.time, rate)  # type: ignore[misc]  # as above
+                    decode_s, spent_s = spent_s, 0.0
+                    yield _Decoded(lambda frame=frame: frame.to_ndarray(format="bgr24"), frame.time, rate, decode_s)  # type: ignore[misc]  # as above
     except av.error.ExitError as error:
         hint = "; does a firewall keep its UDP packets out?" if source.transport == "udp" else ""
-        raise SourceError(
-            f"{source.label} gave nothing within {OPEN_TIMEOUT_S:g} s of opening or {stall_s:g} s of a frame{hint}"
-        ) from error
+        raise Silence(f"{source.label} gave nothing within {open_s:g} s of opening or {stall_s:g} s of a frame{hint}") from error
     except (av.error.FFmpegError, OSError) as error:
-        raise SourceError(f"{source.label}: {redacted(str(error)).replace(source.address, source.label)}") from error
+        raise SourceError(f"{source.label}: {source.words(error)}") from error
 
 
 OPENERS: Dict[str, Callable[[Source, threading.Event, float, Optional[Tap]], Iterator[Grab]]] = {

@@ -7,7 +7,7 @@ velocity Kalman filter in seconds, not frames, for an edge device's frame rate i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,19 @@ TWICE_SEEN = 0.6
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """sure: score from which a detection may begin a track; forget_s: how long a track lives unseen, half of it while unconfirmed;
-    unsure_s: how long on unsure detections alone, which are as often a shadow or a reflection where the object has been."""
+    """sure: score from which a detection may begin a track, `sure_of` some labels another; forget_s: how long a track lives unseen, half of
+    it while unconfirmed; unsure_s: how long on unsure detections alone, which are as often a shadow or a reflection where the object has
+    been."""
 
     sure: float = 0.5
     confirm_hits: int = 2
     forget_s: float = 1.0
     unsure_s: float = 3.0
     min_similarity: float = 0.15
+    sure_of: Mapping[str, float] = field(default_factory=dict)
+
+    def is_sure(self, detection: Detection) -> bool:
+        return detection.score >= self.sure_of.get(detection.label, self.sure)
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,8 @@ class Tracker:
         self._predict(at_s - self._at_s)
         self._at_s = at_s
         distinct = distinct_objects(detections)
-        sure = [each for each in distinct if each.score >= self.settings.sure]
-        unsure = [each for each in distinct if each.score < self.settings.sure]
+        sure = [each for each in distinct if self.settings.is_sure(each)]
+        unsure = [each for each in distinct if not self.settings.is_sure(each)]
         known = [index for index, life in enumerate(self._lives) if self._is_confirmed(life)]
         fresh = [index for index, life in enumerate(self._lives) if not self._is_confirmed(life)]
         pairs, left = self._join(known, sure)
@@ -122,13 +127,23 @@ class Tracker:
         return Update(self._tracks(), ended)
 
     def hold(self, at_s: float) -> Update:
-        """Take in a picture in which nothing moved: everything is where it was, and seen as it was then."""
+        """Take in a picture in which nothing moved since the last one: what was seen in that is where it was, and seen as it was then.
+
+        What was not seen in it grows older, and is forgotten in its time.
+        """
         passed_s = max(0.0, at_s - self._at_s)
+        for life in self._lives:
+            if life.last_s == self._at_s:
+                life.last_s, life.sure_s = life.last_s + passed_s, life.sure_s + passed_s
         self._at_s += passed_s
         self._mean[:, :, 1] = 0.0
-        for life in self._lives:
-            life.last_s, life.sure_s = life.last_s + passed_s, life.sure_s + passed_s
-        return Update(self._tracks(), ())
+        ended = self._forget(self._at_s)
+        return Update(self._tracks(), ended)
+
+    @property
+    def needs_another_look(self) -> bool:
+        """Whether somebody is known who was not seen in the last picture, or was seen but once."""
+        return any(life.last_s != self._at_s or not self._is_confirmed(life) for life in self._lives)
 
     def forget_all(self) -> Tuple[Track, ...]:
         """End every track, since nobody looks any more: a camera that is gone tells nothing about who left."""
@@ -187,7 +202,7 @@ class Tracker:
         self._spread[rows] = np.stack([place * (1 - gain[:, :, 0]), both * (1 - gain[:, :, 0]), speed - gain[:, :, 1] * both], axis=2)
         for index, detection in pairs:
             self._lives[index].hits += 1
-            self._lives[index].saw(detection, at_s, detection.score >= self.settings.sure)
+            self._lives[index].saw(detection, at_s, self.settings.is_sure(detection))
 
     def _begin(self, detections: Sequence[Detection], at_s: float) -> None:
         if not detections:

@@ -58,6 +58,7 @@ class VisionService:
         self._arrival = threading.Event()
         self._models: Dict[str, _Opened] = {}
         self._pipelines: Dict[str, Pipeline] = {}
+        self._paused: Dict[str, PipelineSettings] = {}
         self._pace_fps: Optional[float] = None
         self._leaving: List[Camera] = []
         self._ended: List[Pipeline] = []
@@ -72,8 +73,9 @@ class VisionService:
         elif isinstance(message, StartPipeline):
             self._start(message)
         elif isinstance(message, StopPipeline):
-            self._pipeline(message.pipeline)
-            self._end(message.pipeline)
+            if self._paused.pop(message.pipeline, None) is None:
+                self._pipeline(message.pipeline)
+                self._end(message.pipeline)
             self._emit(Done(message.request))
         elif isinstance(message, Pace):
             self._pace(message)
@@ -129,14 +131,13 @@ class VisionService:
             return
         opened.ran(time.monotonic() - began_s)
         for (name, taken), each in zip(batch, found):
-            pipeline = self._pipelines[name]
-            self._show(name, pipeline.follow(taken, [one for one in each if one.score >= pipeline.unsure]))
+            self._show(name, self._pipelines[name].follow(taken, each))
 
     def _show(self, name: str, look: Look) -> None:
         self._tell(name, look.events)
-        if look.jpeg is not None:
+        for view, jpeg in look.pictures:
             found = tuple(mapping_of(track, track.track) for track in look.tracks)
-            self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found), look.jpeg)
+            self._emit(CameraFrame(name, look.sequence, round(look.age_ms, 1), found, view), jpeg)
 
     def _tell(self, name: str, events: Sequence[Event]) -> None:
         for event in events:
@@ -153,15 +154,19 @@ class VisionService:
             }
             for name, opened in self._models.items()
         }
-        return models, {name: pipeline.status() for name, pipeline in self._pipelines.items()}
+        paused = {
+            name: {"source": each.parsed_source().label, "model": each.model, "state": "paused", "message": ""}
+            for name, each in self._paused.items()
+        }
+        return models, {**{name: pipeline.status() for name, pipeline in self._pipelines.items()}, **paused}
 
     def close(self) -> None:
         for name in list(self._pipelines):
             self._end(name)
-        for camera in self._leaving:
-            camera.join()
         for pipeline in self._ended:
             pipeline.join()
+        for camera in self._leaving:  # last: a slow one may be in a read for longer than there is time
+            camera.join()
         for opened in self._models.values():
             opened.engine.close()
         self._models.clear()
@@ -215,6 +220,11 @@ class VisionService:
         settings.check()
         opened = self._model(settings.model)
         running = self._pipelines.get(message.pipeline)
+        if not settings.enabled:
+            self._pause(settings)
+            self._emit(Done(message.request, {"source": settings.parsed_source().label, "is_reopened": False}))
+            return
+        self._paused.pop(message.pipeline, None)
         if running is not None and settings.has_source_of(running.settings):
             running.change(settings, opened.detector)
             self._emit(Done(message.request, {"source": running.camera.source.label, "is_reopened": False}))
@@ -222,7 +232,7 @@ class VisionService:
         source = settings.parsed_source()
         if running is not None:
             self._end(message.pipeline)
-        camera = Camera(source, self._arrived, stall_s=max(3.0, 5 / settings.fps), is_patient=settings.is_patient)
+        camera = Camera(source, self._arrived, is_patient=settings.is_patient)
         pipeline = self._pipelines[message.pipeline] = Pipeline(settings, opened.detector, camera)
         pipeline.slow_to(self._pace_fps)
         pipeline.camera.start()
@@ -231,6 +241,15 @@ class VisionService:
     def _arrived(self) -> None:
         self._arrival.set()
         self._wake()
+
+    def _pause(self, settings: PipelineSettings) -> None:
+        """Close the camera, and remember that it is wanted, but not now."""
+        before = self._pipelines[settings.id].status()["state"] if settings.id in self._pipelines else ""
+        if before:
+            self._end(settings.id)
+        if settings.id not in self._paused:
+            self._tell(settings.id, [Event("camera", {"state": "paused", "before": before, "message": ""})])
+        self._paused[settings.id] = settings
 
     def _pace(self, message: Pace) -> None:
         if message.fps is not None and not 0 <= message.fps <= 120:
@@ -241,11 +260,11 @@ class VisionService:
         self._emit(Done(message.request))
 
     def _watch(self, message: Watch) -> None:
-        watchers = self._pipeline(message.pipeline).watchers
+        watchers = self._pipeline(message.pipeline).watchers[message.view]
         if not 0 < message.fps <= 60:
             raise RecordError(f"fps {message.fps} is not in 0..60")
         watchers.until_s = time.monotonic() + min(message.seconds, WATCH_LIMIT_S)
-        watchers.period_s, watchers.annotated = 1 / message.fps, message.annotated
+        watchers.period_s = 1 / message.fps
         self._emit(Done(message.request))
 
     def _end(self, name: str) -> None:

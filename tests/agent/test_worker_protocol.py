@@ -18,6 +18,7 @@ from agent.worker_protocol import (
     Message,
     ProtocolError,
     Tokens,
+    View,
     decode_message,
     encode_frame,
     frame_lengths,
@@ -33,6 +34,7 @@ BY_TYPE: dict[typing.Any, st.SearchStrategy[typing.Any]] = {
     float: st.floats(allow_nan=False),
     str: st.text(max_size=40),
     bool: st.booleans(),
+    View: st.sampled_from(typing.get_args(View)),
     typing.Optional[int]: st.none() | st.integers(0, 2**63),  # noqa: UP045  # this is the value that the records carry
     typing.Optional[float]: st.none() | st.floats(allow_nan=False),  # noqa: UP045
     typing.Dict[str, typing.Any]: st.dictionaries(st.text(max_size=5), PLAIN, max_size=3),  # noqa: UP006

@@ -43,6 +43,7 @@ ADDRESSES: dict[Kind, str] = {
     "data": f"{topics.DATA_ROOT}/{{node}}/{{pipeline}}",
     "camera-state": f"{topics.DATA_ROOT}/{{node}}/{{pipeline}}/state",
     "camera-image": f"{topics.DATA_ROOT}/{{node}}/{{pipeline}}/image",
+    "camera-switch": f"{topics.DATA_ROOT}/{{node}}/{{pipeline}}/enabled",
 }
 PARAMETERS = {
     "node": "the node's id, which is its MQTT client id too",
@@ -111,6 +112,7 @@ def _messages() -> dict[str, Any]:
         told[kind] = {"payload": {"$ref": f"#/components/schemas/{model.__name__}"}}
     told["data"] = {"payload": {"type": "object", "description": "what the pipeline's task reports"}}
     told["camera-image"] = {"contentType": "image/jpeg", "payload": {"type": "string", "format": "binary", "description": "a JPEG file"}}
+    told["camera-switch"] = {"contentType": "text/plain", "payload": {"type": "string", "enum": ["ON", "OFF"]}}
     told["evt.sync"] = {"payload": _narrowed("Event", {"class": {"const": "sync"}, "data": {"$ref": "#/components/schemas/Sync"}})}
     del told["cmd"]
     for op, operation in OPS.items():

@@ -42,7 +42,7 @@ def test_every_reference_in_the_document_leads_somewhere() -> None:
 
 
 def test_every_kind_of_topic_has_an_address_that_the_code_builds_and_parses() -> None:
-    assert set(ADDRESSES) == set(POLICIES) == set(get_args(Kind)) == {*MODELS, "data", "camera-image"}
+    assert set(ADDRESSES) == set(POLICIES) == set(get_args(Kind)) == {*MODELS, "data", "camera-image", "camera-switch"}
     values = {"node": "edge-a", "id": "01JBR3Q4M0Z6W1F7K2T9X5C8DE", "class": "sync", "op": "ping", "pipeline": "belt"}
     for kind, address in ADDRESSES.items():
         name = address.format(**values)

@@ -165,7 +165,7 @@ async def test_cameras_start_and_stop_by_order(tmp_path: Path) -> None:
             picture = await node.client.get("/cameras/belt/snapshot.jpg")
             assert picture.content[:3] == b"\xff\xd8\xff"
             refused = await send("pipeline.start", id="bad", source="rtsp://", model="conveyor-detr")
-            assert refused["status"] == "failed"
+            assert refused["status"] == "rejected"
             assert (await send("model.remove", name="conveyor-detr"))["result"]["error"]["code"] == "busy"
             assert (await send("pipeline.stop", id="belt"))["status"] == "succeeded"
             assert (await node.state())["pipelines"] == []

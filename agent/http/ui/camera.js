@@ -1,8 +1,8 @@
 // The live picture of one camera: a Motion JPEG stream at a time, none while nobody looks; what is drawn on it and counted below it.
 import { apiKey, byId, changed, make, request } from "./dom.js";
+import { pictures } from "./mjpeg.js";
 import { drawShapes, isDrawing, stopDrawing } from "./zones.js";
 
-const RUNS = ["running", "streaming"];
 const picture = byId("picture");
 const words = byId("camera-words");
 let chosen = null;
@@ -10,6 +10,7 @@ let isOpen = false;
 let retryMs = 1000;
 let timer = null;
 let blobUrl = null;
+let stream = null; // what ends a stream that is fetched
 
 export const chosenCamera = () => chosen;
 
@@ -19,7 +20,7 @@ export function showCamera(pipelines, health) {
   const now = pipelines.find((pipeline) => pipeline.id === chosen);
   if (changed("camera-title", chosen)) byId("camera-title").textContent = chosen ? `Camera ${chosen}` : "Camera";
   drawFigures(now);
-  const runs = now && RUNS.includes(now.status);
+  const runs = now && now.status === "streaming";
   if (runs && !isOpen && !timer && !document.hidden) open();
   if (!runs) close(now ? health.get(now.id) ?? `Camera ${now.id} is ${now.status}. ${now.message}` : "No camera pipeline runs on this node.");
 }
@@ -27,6 +28,9 @@ export function showCamera(pipelines, health) {
 // How the chosen camera was told to see: its zones, lines and masks are drawn over the picture.
 export function showDetails(camera) {
   byId("edit-shapes").hidden = !camera?.settings || isDrawing();
+  const pause = byId("pause");
+  pause.hidden = !camera?.settings;
+  if (camera?.settings) pause.textContent = camera.settings.enabled === false ? "Resume" : "Pause";
   drawShapes(camera);
 }
 
@@ -46,33 +50,48 @@ function open() {
   words.hidden = false;
   words.textContent = "Waiting for the first picture …";
   const path = `/cameras/${encodeURIComponent(chosen)}`;
-  if (apiKey()) poll(path, chosen); // an image element cannot send a key
+  if (apiKey()) watch(`${path}/stream.mjpg`); // an image element cannot send a key
   else picture.src = `${path}/stream.mjpg?t=${Date.now()}`;
   picture.hidden = false;
   picture.alt = `Live picture of camera ${chosen} with detected objects`;
 }
 
-async function poll(path, id) {
-  while (isOpen && chosen === id) {
-    try {
-      const answer = await request(`${path}/snapshot.jpg`);
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
-      const fresh = URL.createObjectURL(await answer.blob());
+async function watch(path) {
+  const ours = stream = new AbortController();
+  try {
+    for await (const shown of pictures(path, ours.signal)) {
+      if (ours.signal.aborted) return;
+      const fresh = URL.createObjectURL(shown);
       picture.src = fresh;
       if (blobUrl) URL.revokeObjectURL(blobUrl);
       blobUrl = fresh;
-    } catch {
-      failed();
-      return;
     }
-    await new Promise((resolve) => setTimeout(resolve, 500));
+  } catch {
+    // as when it ends
   }
+  if (!ours.signal.aborted) failed();
 }
+
+byId("pause").addEventListener("click", async () => {
+  const enabled = byId("pause").textContent === "Resume";
+  byId("pause").disabled = true;
+  try {
+    const answer = await request(`/cameras/${encodeURIComponent(chosen)}`,
+      { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ enabled }) });
+    const told = await answer.json();
+    if (answer.ok) showDetails(told);
+    else byId("camera-health").textContent = told.error?.message ?? `the node answered with status ${answer.status}`;
+  } finally {
+    byId("pause").disabled = false;
+  }
+});
 
 function close(text) {
   clearTimeout(timer);
   timer = null;
   isOpen = false;
+  stream?.abort();
+  stream = null;
   picture.hidden = true;
   picture.removeAttribute("src");
   words.hidden = false;
@@ -98,7 +117,7 @@ function counted(count, truth) {
 }
 
 function drawFigures(now) {
-  const figures = now && RUNS.includes(now.status) ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
+  const figures = now && now.status === "streaming" ? `${now.model} · ${now.fps.toFixed(1)} frames/s · ${now.latency_ms.toFixed(0)} ms` : "";
   if (changed("camera-figures", figures)) byId("camera-figures").textContent = figures;
   const { objects, counts } = now || { objects: {}, counts: {} };
   const truth = Object.keys(counts).length > 0 ? now.truth : null; // without a line nothing is counted

@@ -199,13 +199,14 @@ function refresh() {
   }));
   for (const kind of ["zone", "line", "mask"]) byId(`draw-${kind}`).setAttribute("aria-pressed", String(draft.pending?.kind === kind));
   byId("shape-fields").hidden = shape === null;
-  byId("shape-labels-field").hidden = byId("shape-loitering-field").hidden = shape?.kind !== "zone";
+  for (const field of ["labels", "loitering", "inertia"]) byId(`shape-${field}-field`).hidden = shape?.kind !== "zone";
   byId("shape-anchor-field").hidden = shape?.kind !== "line";
   if (shape) {
     byId("shape-name").value = shape.name;
     byId("shape-labels").value = (shape.labels ?? []).join(", ");
-    byId("shape-loitering").value = typeof shape.loitering_s === "number" ? shape.loitering_s : "";
-    byId("shape-loitering").disabled = shape.loitering_s !== null && typeof shape.loitering_s === "object";
+    byId("shape-loitering").value = loiteringText(shape.loitering_s);
+    byId("shape-loitering").setCustomValidity("");
+    byId("shape-inertia").value = shape.inertia_frames ?? "";
     byId("shape-anchor").value = shape.anchor ?? "centre";
   }
   paint();
@@ -220,8 +221,27 @@ const edit = (id, take) => byId(id).addEventListener("input", (event) => {
 });
 edit("shape-name", (shape, text) => { shape.name = text; });
 edit("shape-labels", (shape, text) => { shape.labels = text.split(",").map((label) => label.trim()).filter(Boolean); });
-edit("shape-loitering", (shape, text) => { shape.loitering_s = text === "" ? undefined : Number(text); });
+edit("shape-loitering", (shape, text) => {
+  const seconds = loiteringOf(text);
+  byId("shape-loitering").setCustomValidity(seconds === null ? "seconds, such as 30, or by class: person 10, car 120" : "");
+  if (seconds !== null) shape.loitering_s = seconds;
+});
+edit("shape-inertia", (shape, text) => { shape.inertia_frames = text === "" ? undefined : Number(text); });
 edit("shape-anchor", (shape, text) => { shape.anchor = text; });
+
+function loiteringText(seconds) {
+  if (typeof seconds === "number") return String(seconds);
+  return Object.entries(seconds ?? {}).map(([label, limit]) => `${label} ${limit}`).join(", ");
+}
+
+// A number for everybody, an object for some classes, undefined for never; null: it is none of these.
+function loiteringOf(text) {
+  const parts = text.split(",").map((part) => part.trim()).filter(Boolean);
+  if (parts.length === 0) return undefined;
+  if (parts.length === 1 && Number(parts[0]) > 0) return Number(parts[0]);
+  const found = parts.map((part) => /^(.+?)[\s:=]+(\d+(?:\.\d+)?)$/.exec(part));
+  return found.every((each) => each && Number(each[2]) > 0) ? Object.fromEntries(found.map((each) => [each[1], Number(each[2])])) : null;
+}
 
 byId("shape-remove").addEventListener("click", () => {
   draft.shapes.splice(draft.selected, 1);

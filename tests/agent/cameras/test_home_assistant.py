@@ -15,6 +15,7 @@ import pytest
 
 from agent.cameras.home_assistant import ENTITIES_MAX, Device, discovery
 from agent.cameras.reports import camera_state, has_news
+from agent.protocol import topics
 from agent.protocol.wire import encode
 
 TOPIC = re.compile(r"homeassistant/(?P<component>\w+)/(?P<node_id>[a-zA-Z0-9_-]+)/(?P<object_id>[a-zA-Z0-9_-]+)/config")
@@ -27,6 +28,9 @@ STATEFUL = {"device_class", "expire_after", "force_update", "state_topic", "valu
 KNOWN = {
     "image": COMMON | {"content_type", "image_encoding", "image_topic", "url_template", "url_topic"},
     "binary_sensor": COMMON | STATEFUL | {"off_delay", "payload_off", "payload_on"},
+    "switch": COMMON
+    | {"command_template", "command_topic", "device_class", "optimistic", "payload_off", "payload_on", "retain", "state_off", "state_on"}
+    | {"state_topic", "value_template"},
     "sensor": COMMON
     | STATEFUL
     | {"last_reset_value_template", "options", "state_class", "suggested_display_precision", "unit_of_measurement"},
@@ -79,6 +83,9 @@ def test_every_payload_is_one_that_home_assistant_takes() -> None:
             assert entity["content_type"] == "image/jpeg"
         else:
             assert entity["state_topic"] == "hotspare-data/v1/spare-1/belt/state"
+        if component == "switch":
+            assert entity["command_topic"] == "hotspare-data/v1/spare-1/belt/enabled"
+            assert topics.parse(entity["command_topic"]).kind == "camera-switch"
         if component == "binary_sensor":
             assert entity["device_class"] in BINARY_CLASSES
         if component == "sensor":
@@ -164,3 +171,10 @@ def test_only_what_matters_is_news() -> None:
     assert has_news({}, REPORT)
     assert not has_news(REPORT, {**REPORT, "fps": 3.0, "age_ms_p50": 99.0})
     assert has_news(REPORT, {**REPORT, "objects": {"parcel": 1}})
+
+
+def test_a_paused_camera_is_switched_off_and_can_be_switched_on() -> None:
+    assert value("enabled", said()) == "ON"
+    assert value("enabled", said(state="paused")) == "OFF"
+    (switch,) = [entity for topic, entity in entities().items() if topic.startswith("homeassistant/switch/")]
+    assert [each["topic"] for each in switch["availability"]] == ["hotspare/v1/spare-1/presence"]  # also while it streams nothing

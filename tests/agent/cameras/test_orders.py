@@ -26,7 +26,7 @@ class Eye(Hand):
 
     async def call(self, message: Request, payload: bytes = b"", deadline_s: float = 30.0) -> tuple[Done, bytes]:
         if isinstance(message, StartPipeline):
-            if "colour" in message.settings:
+            if "painted" in message.settings.get("labels", ()):
                 raise WorkerRefused("invalid", f"pipeline {message.pipeline}: zones[3].points: the worker knows better")
             self.asked.append(f"start {message.pipeline}")
         elif isinstance(message, StopPipeline):
@@ -70,7 +70,8 @@ async def test_a_camera_is_added_changed_and_taken_away_beside_another(shop: Wor
         ({"zones": [{**ZONE, "points": [[2, 0], [0, 0], [1, 1]]}]}, "zones[0].points[0][0]"),
         ({"model": "nobody"}, "model"),
         ({"model": "chat"}, "model"),
-        ({"colour": "red"}, "zones[3].points"),
+        ({"colour": "red"}, "colour"),
+        ({"labels": ["painted"]}, "zones[3].points"),
     ],
 )
 async def test_an_order_that_is_refused_changes_nothing(shop: Workshop, tmp_path: Path, patch: dict[str, Any], field: str) -> None:

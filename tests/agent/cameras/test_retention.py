@@ -50,6 +50,14 @@ def test_no_more_than_a_number_of_events_is_kept() -> None:
     assert too_much([event(number) for number in range(1, 54)], KEEP, NOW, 10_000) == [1, 2, 3]
 
 
+def test_a_camera_may_keep_its_events_for_longer_or_shorter_than_the_others() -> None:
+    short, long = 2 * DAY_S, 30 * DAY_S
+    found = [replace(event(1, 20), age_s=long), replace(event(2, 3), age_s=short), event(3, 3), replace(event(4, 1), age_s=short)]
+    assert too_much(found, KEEP, NOW, 10_000) == [2]
+    in_1970 = replace(event(1, 20_000, is_clock_sure=False), age_s=long)
+    assert too_much([in_1970, event(2, 11)], KEEP, NOW, 10_000) == [2]
+
+
 events = st.lists(
     st.tuples(st.floats(-5, 40), st.integers(0, 400), st.booleans(), st.booleans()), max_size=60
 ).map(lambda rows: [event(index, age, size, sure, is_open) for index, (age, size, sure, is_open) in enumerate(rows, 1)])  # fmt: skip

@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from agent.cameras.health import words
-from agent.cameras.settings import SettingsRefused, checked, merged, redacted, with_credentials
+from agent.cameras.settings import SettingsRefused, checked, merged, with_credentials
+from agent.config import CameraSettings
+from agent.worker.addresses import redacted
+from agent.worker.sources import parse_source
 
 SQUARE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]
 DOOR = {"source": "rtsp://admin:s3cret@10.0.0.20/stream", "model": "rtdetr"}
@@ -17,7 +23,7 @@ def test_what_was_given_is_kept_and_nothing_is_added() -> None:
     given = {
         **DOOR, "fps": 5, "zones": [{"name": "gate", "points": SQUARE, "loitering_s": {"person": 3}}],
         "lines": [{"name": "kerb", "start": [0, 0.5], "end": [1, 0.5]}], "masks": [{"name": "street", "points": SQUARE[:3]}],
-        "record": {"enabled": True}, "something_new": [1, 2],
+        "record": {"enabled": True}, "motion": {"enabled": True, "forced_s": 5.0},
     }  # fmt: skip
     kept = checked("door", given)
     assert kept == {**given, "id": "door"}
@@ -50,6 +56,18 @@ def test_what_was_given_is_kept_and_nothing_is_added() -> None:
         ({"media": "/etc"}, "media"),
         ({"id": "other"}, "id"),
         ({"remarks": "x" * 100_000}, "settings"),
+        ({"colour": "red"}, "colour"),
+        ({"motion": {"speed": 3}}, "motion.speed"),
+        ({"motion": {"min_share": "all"}}, "motion.min_share"),
+        ({"motion": {"forced_s": 0}}, "motion.forced_s"),
+        ({"decoder": "mpv"}, "decoder"),
+        ({"decoder": "gstreamer", "source": "file:/srv/a.mp4"}, "decoder"),
+        ({"mode": "every_frame"}, "mode"),
+        ({"source": "conveyor:?colour=red"}, "source"),
+        ({"record": {"max_s": 1}}, "record.max_s"),
+        ({"lines": [{"start": [0.1, 0.1], "end": [0.1, 0.1]}]}, "lines[0].end"),
+        ({"zones": [{"name": "a", "points": SQUARE, "colour": "red"}]}, "zones[0].colour"),
+        ({"zones": [{"name": "a", "points": [[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]]}]}, "zones[0].points"),
     ],
 )
 def test_a_refusal_names_the_field(changes: dict[str, Any], field: str) -> None:
@@ -74,6 +92,45 @@ def test_a_password_is_hidden_and_comes_back_where_the_rest_is_the_same() -> Non
     assert shown == "rtsp://…@10.0.0.20/stream"
     assert with_credentials({"source": shown}, DOOR)["source"] == DOOR["source"]
     assert with_credentials({"source": "rtsp://…@evil/stream"}, DOOR)["source"] == "rtsp://…@evil/stream"
+    with pytest.raises(SettingsRefused, match="give the whole address"):
+        checked("door", {**DOOR, "source": "rtsp://…@evil/stream"})
+
+
+FORMS = ("rtsp://admin:{}@cam/live", "http://cam/a?user=a&pwd={}", "rtsp://cam/user=a_password={}", "rtsp://cam;pwd={}", "rtsp:{}@cam")
+
+
+@given(st.sampled_from(FORMS), st.text("aZ09!$#%&@:+=~?/; '\"").map(lambda text: f"{text}QQ{text}"))
+def test_what_is_shown_can_be_sent_back_and_no_refusal_shows_more(form: str, secret: str) -> None:
+    source = form.format(secret)
+    shown = redacted(source)
+    assert "QQ" not in shown
+    assert with_credentials({"source": shown}, {"source": source})["source"] == source
+    for changes in ({}, {"fps": -1}, {"zones": [{"name": source}]}, {"mode": "every_frame"}, {"decoder": "gstreamer"}):
+        try:
+            checked("door", {**DOOR, "source": source, **changes})
+        except SettingsRefused as error:
+            assert "QQ" not in str(error) + error.field
+
+
+@pytest.mark.parametrize(
+    ("source", "is_taken"),
+    [
+        ("csi:0", True), ("csi:", False), ("csi:left", False), ("v4l2:/dev/video12", True), ("v4l2:/dev/video0/../sda", False),
+        ("v4l2:/etc/passwd", False), ("rtsp://u:p@cam/live", True), ("rtsps://cam/a", True), ("http://cam/a?b=c", True),
+        ("https://cam", True), ("rtsp://u:my password@cam", False), ("rtsp:/cam", False), ("rtsp://cam\n", False), ("ftp://cam/x", False),
+        ("file:/srv/a b.mp4", True), ("file:a.mp4", False), ("conveyor:", True), ("conveyor:?seed=3&fps=9", True), ("", False),
+    ],
+)  # fmt: skip
+def test_a_source_is_taken_by_file_order_and_worker_alike(source: str, is_taken: bool) -> None:
+    def by_file() -> object:
+        return CameraSettings.model_validate({**DOOR, "id": "door", "source": source})
+
+    for take in (by_file, lambda: checked("door", {**DOOR, "source": source}), lambda: parse_source(source, 640, 360, 5.0)):
+        if is_taken:
+            take()
+        else:
+            with pytest.raises((ValidationError, SettingsRefused, ValueError)):
+                take()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from agent.http.collaborators import (
 )
 from agent.mode import Allowed, Reason, Refused
 from agent.protocol.wire import Mode
+from agent.worker_protocol import View
 
 # A real JPEG of 64 × 48, for a browser to show.
 JPEG = base64.b64decode(
@@ -156,10 +157,10 @@ class Eyes:
     def cameras(self) -> Sequence[Mapping[str, Any]]:
         return [{"id": "belt", **self.report}]
 
-    async def snapshot(self, camera: str) -> bytes:
+    async def snapshot(self, camera: str, view: View = "drawn") -> bytes:
         return self.jpeg
 
-    async def frames(self, camera: str) -> AsyncIterator[Frame]:
+    async def frames(self, camera: str, view: View = "drawn") -> AsyncIterator[Frame]:
         if self.failure:
             raise self.failure
         self.watching += 1
@@ -194,7 +195,7 @@ class Node:
                 PipelineView(
                     "belt",
                     "boxes",
-                    "running",
+                    "streaming",
                     12.1,
                     31.5,
                     {"parcel": 3, "ball": 1},

@@ -114,3 +114,67 @@ def test_what_is_drawn_is_sent_and_a_refusal_is_shown(page: Browser, house: Hous
     page.click("#edit-shapes")
     page.click("#shape-reset")
     page.until(lambda: desk.was_reset == ["belt"], "the file does not count again")
+
+
+def test_zones_loiter_by_class_and_settle_after_so_many_frames(page: Browser, house: House) -> None:
+    desk = house.cameras
+    assert isinstance(desk, Desk)
+    points = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]
+    desk.wanted["belt"] = {**desk.wanted["belt"], "zones": [{"name": "gate", "points": points, "loitering_s": {"person": 10}}]}
+    page.until(lambda: page.run("return document.querySelector('#shapes').textContent").startswith("gate"), "the zone is not shown")
+    page.click("#edit-shapes")
+    page.click("#shape-list button")
+    assert page.run("return document.querySelector('#shape-loitering').value") == "person 10"
+
+    def enter(field: str, text: str) -> None:
+        page.run(
+            "const one = document.querySelector(arguments[0]); one.value = arguments[1]; one.dispatchEvent(new Event('input'))", field, text
+        )
+
+    enter("#shape-loitering", "person")
+    page.click("#shape-save")
+    assert page.run("return document.querySelector('#shape-loitering').matches(':invalid')")
+    enter("#shape-loitering", "person 12.5, traffic light 60")
+    enter("#shape-inertia", "7")
+    page.click("#shape-save")
+    page.until(lambda: page.run("return document.querySelector('#shape-editor').hidden"), "it is not saved")
+    (zone,) = desk.wanted["belt"]["zones"]
+    assert zone == {
+        "name": "gate",
+        "points": points,
+        "inertia_frames": 7,
+        "labels": [],
+        "loitering_s": {"person": 12.5, "traffic light": 60},
+    }
+
+
+def test_a_camera_is_paused_and_resumed(page: Browser, house: House) -> None:
+    desk = house.cameras
+    assert isinstance(desk, Desk)
+    page.until(lambda: not page.run("return document.querySelector('#pause').hidden"), "nothing to pause")
+    page.click("#pause")
+    page.until(lambda: page.text("#pause") == "Resume", "it is not paused")
+    assert desk.wanted["belt"]["enabled"] is False
+    page.click("#pause")
+    page.until(lambda: page.text("#pause") == "Pause", "it is not resumed")
+    assert desk.wanted["belt"]["enabled"] is True
+
+
+def test_with_a_key_live_is_live(house: House, chromium: Browser, serve: Callable[[House], str]) -> None:
+    """Twenty pictures a second come; a picture element could not have sent the key."""
+    house.key_digests = (hashlib.sha256(b"sesame").digest(),)
+    chromium.open(serve(house) + "/")
+    chromium.until(lambda: chromium.run("return document.querySelector('#key-dialog').open"), "no key is asked for")
+    chromium.run(
+        "window.shown = new Set(); const picture = document.querySelector('#picture');"
+        "picture.addEventListener('load', () => { if (picture.naturalWidth === 64) window.shown.add(picture.src); });"
+    )
+    chromium.type("#key", "sesame")
+    chromium.click("#key-form button")
+    chromium.until(lambda: house.vision.watching == 1, "the stream is not opened")
+    chromium.until(lambda: chromium.run("return window.shown.size") > 10, "no pictures come")
+    assert chromium.run("return [...window.shown].every((source) => source.startsWith('blob:'))")
+    assert chromium.run("return !performance.getEntriesByType('resource').some((one) => one.name.includes('sesame'))")
+    chromium.run("sessionStorage.clear()")
+    chromium.open("about:blank")
+    chromium.until(lambda: house.vision.watching == 0, "the stream goes on when nobody looks")

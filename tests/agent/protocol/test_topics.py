@@ -12,7 +12,7 @@ from agent.protocol.topics import POLICIES, Topic, TopicError, build, parse
 nodes = st.from_regex(topics.NODE_PATTERN, fullmatch=True).filter(lambda text: not text.endswith("\n"))
 leaves = st.from_regex(topics.LEAF_PATTERN, fullmatch=True).filter(lambda text: not text.endswith("\n"))
 plain = st.builds(Topic, st.sampled_from(["presence", "meta", "state", "hb", "desired"]), nodes)
-leafed = st.builds(Topic, st.sampled_from(["res", "evt", "cmd", "data", "camera-state", "camera-image"]), nodes, leaves)
+leafed = st.builds(Topic, st.sampled_from(["res", "evt", "cmd", "data", "camera-state", "camera-image", "camera-switch"]), nodes, leaves)
 fleet = st.builds(Topic, st.sampled_from(["coord-presence", "coord-resync"]))
 
 

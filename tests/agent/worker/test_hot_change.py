@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.worker_protocol import CameraEvent, CloseModel, Done, OpenModel, StartPipeline
+from agent.worker_protocol import CameraEvent, CloseModel, Done, OpenModel, StartPipeline, StopPipeline
 from models.record import RecordError
 from tests.agent.worker.test_vision import MODELS, Bench, closing
 
@@ -83,6 +85,55 @@ def test_another_model_looks_through_the_same_camera(bench: Bench, tmp_path: Pat
     assert known & set(after["open_events"])
 
 
+def test_a_paused_camera_is_closed_and_comes_back_as_it_was_told(bench: Bench) -> None:
+    bench.start("belt", SOURCE, fps=15.0)
+    assert bench.work(2.0)["belt"]["open_events"]
+    camera = bench.service._pipelines["belt"].camera
+    for _ in range(2):
+        bench.start("belt", SOURCE, fps=15.0, enabled=False)
+    camera.join()
+    assert not camera.is_alive
+    assert bench.work(0.3)["belt"] == {"source": SOURCE, "model": "conveyor-detr", "state": "paused", "message": ""}
+    assert sorted(ids(bench, "new")) == sorted(ids(bench, "end"))
+    states = [each.data["state"] for each in bench.reports if isinstance(each, CameraEvent) and each.kind == "camera"]
+    assert states[-2:] == ["streaming", "paused"]
+    bench.start("belt", SOURCE, fps=15.0)
+    assert bench.work(1.0)["belt"]["state"] == "streaming"
+    bench.start("belt", SOURCE, enabled=False)
+    bench.service.handle(StopPipeline(9, "belt"), b"")
+    assert bench.work(0.1) == {}
+
+
+def test_what_is_too_small_or_too_unlikely_for_its_label_does_not_count(bench: Bench) -> None:
+    bench.start("belt", SOURCE, fps=15.0)
+    seen = bench.work(2.5)["belt"]
+    sizes = [each.data for each in bench.reports if isinstance(each, CameraEvent) and each.kind == "object"]
+    assert seen["objects"] and sizes
+    bench.reports.clear()
+    bench.start("large", SOURCE, fps=15.0, min_area=0.9)
+    bench.start("sure", SOURCE, fps=15.0, thresholds={"ball": 0.999, "bottle": 0.999})
+    after = bench.work(2.5)
+    assert not after["large"]["objects"] and not after["large"]["open_events"]
+    labels = {
+        each.data["label"] for each in bench.reports if isinstance(each, CameraEvent) and each.kind == "object" and each.pipeline == "sure"
+    }
+    assert labels == {"parcel"}
+    assert {each["label"] for each in sizes} > labels
+
+
+def test_a_camera_that_cannot_be_reached_says_so_once_after_so_many_attempts(bench: Bench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    bench.start("gone", f"http://127.0.0.1:{port}/live", alert_failures=2)
+    bench.start("quiet", f"http://127.0.0.1:{port}/live", alert_failures=0)
+    deadline_s = time.monotonic() + 40
+    while any(each["failures"] < 3 for each in bench.work(0.2).values()) and time.monotonic() < deadline_s:
+        pass
+    told = [each for each in bench.reports if isinstance(each, CameraEvent) and each.kind == "unreachable"]
+    assert [each.pipeline for each in told] == ["gone"]
+    assert told[0].data["failures"] >= 2 and "refused" in told[0].data["message"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -105,6 +156,10 @@ def test_another_model_looks_through_the_same_camera(bench: Bench, tmp_path: Pat
         ({"record": {"max_s": 1.0}}, r"record\.max_s 1\.0 is less"),
         ({"fps": 0}, r"belt: fps 0"),
         ({"threshold": 1.5}, r"belt: threshold 1\.5"),
+        ({"thresholds": {"ball": 0}}, r"thresholds\.ball: 0"),
+        ({"min_area": 1}, r"min_area 1"),
+        ({"keep_days": 0}, r"keep_days 0"),
+        ({"alert_failures": -1}, r"alert_failures -1"),
         ({"media": "clips"}, r"media 'clips' is not an absolute path"),
     ],
 )

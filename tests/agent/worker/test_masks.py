@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from agent.worker.masks import BLOCK, Masks
 from agent.worker.polygons import inside
 from agent.worker.settings import Mask
-from agent.worker_protocol import CameraEvent, CameraFrame, Watch
+from agent.worker.views import small_jpeg
+from agent.worker_protocol import SMALL_BYTES, CameraEvent, CameraFrame, Watch
 from models.pictures import Picture, decode_picture, encode_jpeg
 from tests.agent.worker.test_vision import Bench, closing
 
@@ -109,6 +110,25 @@ def test_h264_of_moving_noise_decodes_to_black(options: dict[str, str]) -> None:
     assert min(int(frame[~covered].max()) for frame in frames) > 200
 
 
+@pytest.mark.parametrize(("height", "width"), [(1080, 1920), (1920, 1080), (720, 1280), (90, 160), (37, 4000)])
+def test_a_small_picture_of_noise_fits_into_a_message_and_is_black_there(height: int, width: int) -> None:
+    masks = [Mask("a", SLANTED), Mask("b", CORNER)]
+    painter = Masks(masks)
+    jpeg = small_jpeg(painter.apply(noise(height, width)), painter)
+    assert len(jpeg) <= SMALL_BYTES
+    decoded = decode_picture(jpeg)
+    covered = area(masks, *decoded.shape[:2])
+    assert max(decoded.shape[:2]) <= 1280
+    assert not decoded[covered].any()
+    assert decoded[~covered].any()
+    assert decoded.shape[1] / decoded.shape[0] == pytest.approx(width / height, rel=0.1)
+
+
+def test_a_small_picture_of_an_ordinary_scene_keeps_its_size() -> None:
+    scene = np.asarray(cv2.GaussianBlur(noise(1080, 1920), (0, 0), 9), np.uint8)
+    assert decode_picture(small_jpeg(scene, Masks())).shape == (720, 1280, 3)
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with closing(Bench(tmp_path)) as made:
@@ -122,12 +142,15 @@ def test_live_frames_and_snapshots_of_a_running_pipeline_are_black_there(bench: 
     bench.start("belt", "conveyor:?seed=3&fps=30", fps=15.0, line={}, masks=masks)
     bench.service.handle(Watch(3, "belt", fps=10.0, seconds=2.0), b"")
     bench.work(1.5)
-    bench.service.handle(Watch(3, "belt", fps=10.0, seconds=3.0, annotated=False), b"")
+    bench.service.handle(Watch(3, "belt", fps=10.0, seconds=3.0, view="plain"), b"")
+    bench.service.handle(Watch(3, "belt", fps=5.0, seconds=3.0, view="small"), b"")
     bench.work(2.0)
     live = [payload for report, payload in bench.sent if isinstance(report, CameraFrame)]
     snapshots = [payload for report, payload in bench.sent if isinstance(report, CameraEvent) and payload]
     assert len(live) >= 20
     assert snapshots
+    views = {report.view for report in bench.reports if isinstance(report, CameraFrame)}
+    assert views == {"drawn", "plain", "small"}
     covered = area([Mask("strip", strip)], 360, 640)
     for payload in live + snapshots:
         picture = decode_picture(payload)

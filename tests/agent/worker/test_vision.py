@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 from agent.worker.camera import Frame
+from agent.worker.sources import open_source, parse_source
 from agent.worker.vision import VisionService
 from agent.worker_protocol import CameraFrame, OpenModel, Report, StartPipeline, StopPipeline, Watch
 from models.tasks.detection import Detector, Prepared
+from tests.agent.worker.test_camera import motion_jpeg
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -165,3 +168,36 @@ def test_a_frame_that_waited_too_long_is_dropped_and_the_next_one_taken_as_it_co
     assert after["skipped"]["stale"] - before["skipped"]["stale"] == 1
     assert after["processed"] - before["processed"] == 1
     assert slot.due_s == pytest.approx(due_s + 2.0)
+
+
+def test_each_state_of_a_camera_is_one_line_of_the_log_and_no_attempt_is(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with motion_jpeg(frames=10, falls_silent=True) as server:
+        bench.start("door", server.url, fps=5.0)
+        deadline_s = time.monotonic() + 40
+        while bench.work(0.5)["door"]["state"] != "backing_off" and time.monotonic() < deadline_s:
+            pass
+    while bench.work(0.5)["door"]["failures"] < 3 and time.monotonic() < deadline_s:
+        pass
+    lines = [record.getMessage() for record in caplog.records if record.name == "agent.worker.pipeline"]
+    said = [line.split(") is ")[1].partition(":")[0].partition(",")[0] for line in lines]
+    assert said == ["connecting", "streaming", "stalled", "backing_off"]
+    assert lines[2].startswith("camera door (http://…@127.0.0.1") and "was streaming" in lines[2]
+    assert not any(secret in line for line in lines for secret in ("s3cret", "hush"))
+
+
+def test_decoding_is_timed_where_it_is_done(bench: Bench, tmp_path: Path) -> None:
+    from tests.agent.worker.test_recording import film  # it needs an encoder, which the others do not
+
+    (first, *_) = open_source(parse_source(f"file:{film(tmp_path / 'a.mp4', 0.5)}?pace=none", 640, 360, 10.0), threading.Event(), 3.0)
+    assert 0 < first.decode_s < 5
+    bench.start("belt", "conveyor:?seed=3", fps=0.5)
+    pipeline = bench.service._pipelines["belt"]
+    pipeline.camera.stop()
+    pipeline.camera.join()
+    pipeline.camera.slot.take()
+    now_s = time.monotonic()
+    pipeline._decodes.clear()
+    pipeline.camera.slot.put(Frame(lambda: np.zeros((90, 160, 3), np.uint8), 1, now_s, now_s, decode_s=30.0))
+    assert pipeline.take() is not None
+    assert pipeline.status()["decode_ms"] >= 30_000
