@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters import onnx_from_causal_model
+from converters import onnx_from_causal_model, plan_process
 from converters.beside import copy_beside
 from converters.causal_model import CausalModel, model_from_gguf, model_from_transformers
 from converters.decoder import Decoder
@@ -164,8 +164,10 @@ def read_model(job: Job, context_tokens: int) -> CausalModel:
 
 
 def with_bits(model: CausalModel, precision: Rung) -> CausalModel:
-    """Plain weights as blocks of four bits where that was asked for; those of a GGUF are blocks already."""
-    return dataclasses.replace(model, source=QuantisedSource(model.source, 4)) if precision == "int4" else model
+    """Plain weights as blocks of so many bits as were asked for; those of a GGUF are blocks already."""
+    if precision not in ("int4", "int8"):
+        return model
+    return dataclasses.replace(model, source=QuantisedSource(model.source, 4 if precision == "int4" else 8))
 
 
 def onnxruntime_form(step: Step) -> OnnxRuntimeForm:
@@ -198,4 +200,5 @@ def probe_feeds(decoder: Decoder, is_standard: bool, number: Any) -> dict[str, N
 
 def converters(place: Place) -> str:
     """For the engine key."""
-    return f"onnx_from_causal_model/{onnx_from_causal_model.VERSION}"
+    own = f"onnx_from_causal_model/{onnx_from_causal_model.VERSION}"
+    return f"{own}+{plan_process.converter()}" if place.is_tensorrt else own

@@ -10,6 +10,7 @@ from typing import Any
 from converters.decoder_graph import Progress
 from converters.engine_process import end_child, start_child
 from converters.errors import ConversionError
+from converters.tensorrt_from_onnx import VERSION
 
 MODULE = "converters.tensorrt_from_onnx"
 
@@ -54,6 +55,11 @@ def build_plan(python: Path, request: Mapping[str, Any], progress: Progress) -> 
         "stop pipelines and other models, or add swap",
         code,
     )
+
+
+def converter() -> str:
+    """For the engine key."""
+    return f"tensorrt_from_onnx/{VERSION}"
 
 
 def _failure(told: Mapping[str, Any]) -> ConversionError:

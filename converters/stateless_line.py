@@ -13,7 +13,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converters import half_from_onnx, int8_from_onnx, onnx_from_onnx, onnx_from_transformers
+from converters import (
+    folded_onnx,
+    half_from_onnx,
+    int8_from_onnx,
+    onnx_from_onnx,
+    onnx_from_transformers,
+    plain_from_quantised,
+    plan_process,
+)
 from converters.beside import BESIDE, copy_beside
 from converters.calibration import calibration_inputs
 from converters.decoder_graph import Progress
@@ -246,5 +254,6 @@ def input_shapes(graph: Path) -> dict[str, list[int]]:
 
 def converters(place: Place) -> str:
     """For the engine key."""
-    parts = (onnx_from_transformers, onnx_from_onnx, half_from_onnx, int8_from_onnx)
-    return "+".join(f"{part.__name__.split('.')[-1]}/{part.VERSION}" for part in parts)
+    parts = (onnx_from_transformers, onnx_from_onnx, folded_onnx, plain_from_quantised, half_from_onnx, int8_from_onnx)
+    own = "+".join(f"{part.__name__.split('.')[-1]}/{part.VERSION}" for part in parts)
+    return f"{own}+{plan_process.converter()}" if place.is_tensorrt else own

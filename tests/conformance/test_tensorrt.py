@@ -235,6 +235,6 @@ def test_the_timing_cache_is_read_combined_and_kept(bindings: Bindings, rehearse
 def test_a_build_of_nothing_is_explained_by_the_log(rehearse: Any, tmp_path: Path) -> None:
     _, outcome = rehearse({}, fails=True)
     error = outcome["error"]
-    assert (error["code"], error["node"]) == ("no_memory", "norm")
+    assert (error["code"], error["node"]) == ("no_kernel", "norm")
     assert "Could not find any implementation for node norm" in error["message"] and "stop pipelines" in error["message"]
     assert not (tmp_path / "model.plan").exists()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -246,6 +247,26 @@ def test_a_build_for_it_is_proven_published_and_reused(tmp_path: Path) -> None:
     rough = BuildRequest(manifest, {"model": source}, tmp_path / "store", BuildOptions(target="native", precision="int8"))
     figures = build(rough, lambda phase, fraction, message: None).engine.record.verdict["figures"]
     assert record.verdict["figures"]["mean_kl"] < figures["mean_kl"] < 0.01
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q6_K"])
+def test_weights_that_would_be_rounded_are_never_called_fp32(kind: str, tmp_path: Path) -> None:
+    source = write_decoder(tmp_path / "tiny.gguf", Recipe(kind=kind, value_kind=kind))
+
+    def built(mean_kl: float, **options: Any) -> Mapping[str, Any]:
+        manifest = manifest_from_mapping(manifests.generation(mean_kl=mean_kl))
+        request = BuildRequest(manifest, {"model": source}, tmp_path / "store", BuildOptions(target="native", **options))
+        return build(request, lambda phase, fraction, message: None).engine.record.verdict
+
+    (attempt,) = built(0.01)["attempts"]
+    assert (attempt["precision"], attempt["notes"]["rounded"]) == ("int8 with activations in fp32", [kind])
+    # What this engine cannot do exactly is left to ONNX Runtime, asked for or at the end of the ladder.
+    with pytest.raises(ConversionError, match=rf"weights of {kind}.*take onnxruntime") as refusal:
+        built(0.01, precision="fp32")
+    assert refusal.value.code == "unsupported"
+    with pytest.raises(ConversionError, match=r"mean_kl is .*; fp32: .* take onnxruntime") as refusal:
+        built(0.0)
+    assert refusal.value.code == "unsupported"
 
 
 def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
