@@ -203,7 +203,8 @@ def test_the_accelerator_gets_what_it_can_run(rehearse: Any) -> None:
     _, used, beyond = rehearse({"dla_core": 1}, {"dla_core": 2})
     assert used["seen"]["IBuilderConfig"]["default_device_type"].endswith("DLA")
     assert used["seen"]["IBuilderConfig"]["DLA_core"] == "1" and "GPU_FALLBACK" in used["seen"]["flags"]
-    assert used["result"]["dla_layers"] == 1
+    assert used["seen"]["IBuilderConfig"]["profiling_verbosity"].endswith("DETAILED")
+    assert (used["result"]["dla_candidates"], used["result"]["dla_layers"]) == (1, 1)
     assert any("1 of 6 layers can run on DLA core 1" in line for line in used["lines"])
     assert beyond["error"]["code"] == "unsupported" and "sees 2 DLA cores" in beyond["error"]["message"]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from agent.model_view import ladder_of
 from converters.build import build
 from converters.errors import ConversionError
 from converters.request import parse_request
@@ -69,7 +70,10 @@ def test_a_fault_that_pinned_layers_do_not_have_is_followed_by_them(version: str
         assert verdict["attempts"][1]["notes"]["fp32_layers"] > 0 == verdict["attempts"][0]["notes"]["fp32_layers"]
     else:
         assert names == [("fp16", "failed"), (SENSITIVE, "failed"), ("tf32", "passed")]
-    assert "score_delta" in verdict["attempts"][0]["reason"]
+    # The graph shows nothing of it: the plan was built once more with inner values as outputs.
+    first = verdict["attempts"][0]
+    assert "score_delta" in first["reason"] and first["worst"]["relative_error"] > 0.02
+    assert "/decoder.0/" in first["worst"]["name"] and "/decoder.0/" in first["worst"]["last_good"], first["worst"]
 
 
 @pytest.mark.slow
@@ -101,9 +105,35 @@ def test_int8_has_its_ranges_in_the_graph(version: str, tmp_path: Path, monkeypa
 def test_a_decoder_becomes_a_proven_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_device.install(tmp_path / "site", monkeypatch, "10.3.0")
     source = write_decoder(tmp_path / "tiny.gguf", Recipe())
-    verdict = built({**request(generation(), tmp_path / "store", model=source), "options": {"target": "tensorrt", "nice": 0}})
+    verdict = built(
+        {**request(generation(context_tokens=64), tmp_path / "store", model=source), "options": {"target": "tensorrt", "nice": 0}}
+    )
     assert (verdict["passed"], verdict["precision"]) == (True, "fp16")
     assert 0 < verdict["figures"]["mean_kl"] < 0.01
+
+
+@pytest.mark.slow
+def test_a_fault_in_the_plan_of_a_decoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_device.install(tmp_path / "site", monkeypatch, "8.5.2.2", weight="blk.1.ffn_norm", by=1.5)
+    source = write_decoder(tmp_path / "tiny.gguf", Recipe())
+    verdict = built(
+        {**request(generation(context_tokens=64), tmp_path / "store", model=source), "options": {"target": "tensorrt", "nice": 0}}
+    )
+    first, second = verdict["attempts"]
+    assert (first["status"], second["precision"], second["status"]) == ("failed", "fp32", "passed")
+    assert "blk.1" in first["worst"]["name"] + first["worst"]["last_good"], first
+
+
+def test_what_runs_on_the_accelerator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_device.install(tmp_path / "site", monkeypatch, "10.3.0")
+    verdict = built(asked(tmp_path / "store", dla_core=0, optimization_level=5))
+    notes = verdict["attempts"][0]["notes"]
+    assert 0 < notes["dla_layers"] < notes["dla_candidates"] < notes["layers"]
+    (view,) = ladder_of(verdict)
+    assert f"{notes['dla_layers']} of {notes['layers']} layers on the DLA (" in view.notes
+    assert " nodes in half precision (" in view.notes
+    with pytest.raises(ConversionError, match="sees 2 DLA cores"):
+        built(asked(tmp_path / "store", dla_core=2))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
