@@ -27,7 +27,10 @@ from models.manifest import manifest_from_mapping
 from tests.converters import manifests
 from tests.converters.tiny_gguf import VOCABULARY, Recipe, write_decoder
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C compiler: the native engine is not built here")
+pytestmark = [
+    pytest.mark.skipif(find_compiler() is None, reason="no C compiler: the native engine is not built here"),
+    pytest.mark.usefixtures("caching_compiler"),
+]
 
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 300).tolist()
 # Their weights become eight-bit blocks of 32 columns.
@@ -36,33 +39,6 @@ INSTRUCTIONS = {
     "widest": (),
     "avx2": ("-march=haswell",),
 }
-
-
-# Compiles once for each set of options, as ccache would; $CC is how an operator names a compiler too.
-CACHING_COMPILER = """#!/bin/sh
-[ "$1" = --version ] && exec {compiler} --version
-for word in "$@"; do
-  if [ "$previous" = -o ]; then target=$word; elif [ "$word" != -o ]; then options="$options $word"; fi
-  previous=$word
-done
-kept={folder}/$(echo "$options" | sha256sum | cut -c1-16)
-[ -e "$kept" ] || {compiler} $options -o "$kept" || exit 1
-cp "$kept" "$target"
-"""
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compiler")
-    script = folder / "cc"
-    script.write_text(CACHING_COMPILER.format(compiler=find_compiler(), folder=folder))
-    script.chmod(0o755)
-    return script
-
-
-@pytest.fixture(autouse=True)
-def caching(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", str(compiler))
 
 
 def opened(folder: Path, slots: int = 3, context: int = 512, threads: int = 2) -> NativeGenerationEngine:
