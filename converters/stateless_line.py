@@ -71,6 +71,7 @@ def round_to_int8(source: Path, target: Path, recipe: Recipe) -> Mapping[str, An
         source,
         target,
         recipe.inputs(),
+        build.ranges,
         excluded=(*build.keeps_fp32, *build.not_int8),
         form=form,
         cache=recipe.cache,

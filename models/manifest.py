@@ -19,6 +19,7 @@ SOURCE = re.compile(r"^(hf|pypi|file|mirror|shipped):\S+$|^https://\S+$")
 
 Format = Literal["gguf", "onnx", "transformers"]
 Precision = Literal["auto", "fp32", "tf32", "fp16", "int8", "int4"]
+RangeMethod = Literal["entropy", "minmax", "percentile", "least_error"]
 
 
 class ManifestError(ValueError):
@@ -111,6 +112,7 @@ class Build:
     precision    where the ladder begins that ends with fp32; `auto`: fp16 on a GPU, fp32 on a CPU
     batch_max    most pictures or texts of one execution
     calibration  folder of pictures, or text file, that int8 ranges are taken from; empty: made-up inputs
+    ranges       how int8 ranges are made of them (`converters/activation_ranges.py`)
     dla_core     deep-learning accelerator to prefer, -1 for none; layers it cannot run stay on the GPU
     keeps_fp32   patterns (fnmatch) of node names that are never rounded
     not_int8     patterns of node names that int8 leaves alone: those whose values spread too wide for 256 steps
@@ -125,6 +127,7 @@ class Build:
     precision: Precision = "auto"
     batch_max: int = 1
     calibration: str = ""
+    ranges: RangeMethod = "least_error"
     dla_core: int = -1
     keeps_fp32: Tuple[str, ...] = ()
     not_int8: Tuple[str, ...] = ()

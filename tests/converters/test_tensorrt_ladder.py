@@ -97,7 +97,8 @@ def test_a_node_without_a_kernel_is_tried_at_the_next_step(tmp_path: Path, monke
 @pytest.mark.parametrize("version", ["8.5.2.2", pytest.param("10.3.0", marks=pytest.mark.slow)])
 def test_int8_has_its_ranges_in_the_graph(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_device.install(tmp_path / "site", monkeypatch, version)
-    verdict = built(asked(tmp_path / "store", "int8"))
+    verdict = built(asked(tmp_path / "store", "int8", ranges="minmax"))
+    assert [path.name for path in (tmp_path / "store" / "calibration").iterdir()], "the ranges are kept"
     first = verdict["attempts"][0]
     assert first["precision"] == "int8" and first["notes"]["int8_nodes"] > 0 and first["figures"], first
 
