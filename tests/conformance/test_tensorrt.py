@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -107,6 +108,13 @@ def test_what_we_use_is_there(bindings: Bindings) -> None:
     assert answer["version"] == bindings.version
     assert len(answer["arguments"]) > 20, "the signatures could not be read"
     check(answer, LACKS[bindings.version])
+
+
+def test_what_stands_in_for_a_gpu_is_here() -> None:
+    """Tests skip where TensorRT-RTX is not installed; where everything is required, that would pass unseen."""
+    if not os.environ.get("HOTSPARE_REQUIRE_TEST_DATA"):
+        pytest.skip("not required here: HOTSPARE_REQUIRE_TEST_DATA is not set")
+    importlib.import_module("tensorrt_rtx")
 
 
 def test_what_we_use_is_in_rtx() -> None:
