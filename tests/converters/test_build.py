@@ -150,8 +150,14 @@ def test_wrong_use_says_so() -> None:
     assert b"usage" in done.stderr
 
 
-@pytest.mark.parametrize("phase", ["read", "convert", "verify", "publish"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "phase"),
+    [
+        *((signal.SIGKILL, phase) for phase in ("read", "convert", "verify", "publish")),
+        *((signal.SIGTERM, phase) for phase in ("convert", "publish")),
+        *(pytest.param(signal.SIGTERM, phase, marks=pytest.mark.slow) for phase in ("read", "verify")),
+    ],
+)
 def test_an_ended_build_leaves_no_half_result(tmp_path: Path, tiny: dict[str, Any], number: signal.Signals, phase: str) -> None:
     with started(tiny) as child:
         assert child.stdout is not None

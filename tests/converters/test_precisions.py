@@ -46,6 +46,7 @@ def cases(table: Mapping[Any, tuple[str, ...]]) -> list[Any]:
         source, target = row if isinstance(row, tuple) else ("detector", row)
         for asked, name in zip(ASKED, names, strict=True):
             is_slow = target == "tensorrt_rtx" and name != NONE and (source, asked) not in QUICK_PLANS
+            is_slow = is_slow or (asked != "auto" and name == names[0])  # shows what `auto` shows
             found.append(
                 pytest.param(source, target, asked, name, marks=[pytest.mark.slow] if is_slow else [], id=f"{source}-{target}-{asked}")
             )
