@@ -22,7 +22,7 @@ test-convert: .venv-convert/.ready  ## the exporters against torch and transform
 	.venv-convert/bin/python -m pytest tests/converters/transformers
 
 test-py38: .venv-py38/.ready test-programs  ## the data plane under the interpreter of JetPack 5, in an environment of its own
-	.venv-py38/bin/python -m pytest -p no:cacheprovider tests/models tests/agent/worker tests/agent/test_worker_protocol.py tests/converters/tensorrt
+	.venv-py38/bin/python -m pytest -p no:cacheprovider tests/models tests/agent/worker tests/agent/test_worker_protocol.py tests/converters/tensorrt tests/conformance
 
 python38:
 	@echo "$(PYTHON38)"

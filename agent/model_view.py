@@ -63,11 +63,39 @@ def ladder_of(verdict: Mapping[str, Any]) -> tuple[AttemptView, ...]:
     """The attempts of a verdict, as converters/verdict.py writes them."""
     return tuple(
         AttemptView(
-            str(attempt.get("precision")), str(attempt.get("status")), str(attempt.get("reason") or ""), _worst(attempt.get("worst"))
+            str(attempt.get("precision")),
+            str(attempt.get("status")),
+            str(attempt.get("reason") or ""),
+            _worst(attempt.get("worst")),
+            _notes(attempt.get("notes")),
         )
         for attempt in verdict.get("attempts", ())
         if isinstance(attempt, Mapping)
     )
+
+
+# What converters note of an attempt (part, whole, words), in the order in which it is told.
+_SHARES = (
+    ("int8_nodes", "int8_candidates", "products in int8"),
+    ("halved", "nodes", "nodes in half precision"),
+    ("dla_layers", "layers", "layers on the DLA"),
+)
+
+
+def _notes(notes: object) -> str:
+    if not isinstance(notes, Mapping):
+        return ""
+    shares = [(notes.get(part), notes.get(whole), words) for part, whole, words in _SHARES]
+    told = [
+        f"{part} of {whole} {words} ({part / whole:.0%})"
+        for part, whole, words in shares
+        if isinstance(part, int) and isinstance(whole, int) and whole > 0
+    ]
+    if notes.get("fp32_layers"):
+        told.append(f"{notes['fp32_layers']} layers kept in fp32")
+    if notes.get("rounded"):
+        told.append(f"weights of {', '.join(map(str, notes['rounded']))} as eight bits")
+    return "; ".join(told)
 
 
 def _worst(worst: object) -> str:

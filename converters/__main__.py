@@ -16,6 +16,7 @@ Error codes
     parse                 TensorRT does not read the graph
     no_profile            a dynamic input has no shapes to build for
     no_memory, no_space   more is needed than there is; the message has the figures
+    no_kernel             TensorRT found no implementation of a node at any step of the ladder, nearly always for want of memory
     no_device             a plan needs the driver and the GPU that will run it
     not_the_same_model    every step of the ladder left its tolerance; `verdict` has the figures
     not_verified          nothing here can run the engine, or the store's one is not proven, and accept_unverified was not said

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -23,8 +23,8 @@ from onnx import helper
 from converters.errors import ConversionError
 from converters.graph import read_graph, save_graph
 from models.durable import sha256_of, write_atomically
+from models.manifest import RangeMethod as Method
 
-Method = Literal["entropy", "minmax", "percentile", "least_error"]
 Feed = Mapping[str, NDArray[Any]]
 
 BINS = 2048

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from converters.calibration_digest import calibration_digest
 from converters.decoder_graph import Progress
 from converters.errors import BadSource, ConversionError, unsupported
 from converters.gate_inputs import calibration_of
-from converters.ladder import Place, Step, asked_precision, ladder, share_of
+from converters.ladder import Place, Step, asked_precision, ladder, native_ladder, share_of
 from converters.line import Job, Kind, Line
 from converters.memory import require_memory, workspace_bytes
 from converters.place import place_of
@@ -102,7 +102,12 @@ def engine_key(request: BuildRequest, store: Store, kind: Kind, place: Place, fi
     blobs = store.blob_path("0").parent
     calibration = calibration_of(request)
     provider = {} if place.provider == "cpu" else {"provider": place.provider, "tensorrt": place.tensorrt}
-    options = {**provider, "l4t": place.l4t, "calibration": "" if calibration is None else calibration_digest(calibration)}
+    options = {
+        **provider,
+        "l4t": place.l4t,
+        "calibration": "" if calibration is None else calibration_digest(calibration),
+        "keeps_fp32": "+".join(first.keeps_fp32),
+    }
     return EngineKey(
         model=request.manifest.name,
         manifest=manifest_digest(request.manifest),
@@ -128,14 +133,16 @@ def _kind(request: BuildRequest, kinds: Kinds) -> Kind:
 def _steps(request: BuildRequest, place: Place) -> tuple[Step, ...]:
     manifest = request.manifest
     activations = manifest.generation.activations if isinstance(manifest, GenerationManifest) else "float32"
-    first = asked_precision(place, manifest.task, request.options.precision, manifest.build.precision, activations)
+    asked, own = request.options.precision, manifest.build.precision
     if not place.can_run_here and not request.options.accept_unverified:
         raise ConversionError(
             f"{manifest.name}: an engine of {place.runtime} {place.version} cannot run here ({place.reason or 'no device'}), "
             "so it cannot be proven to be the model; build it where it will run, or say accept_unverified",
             "not_verified",
         )
-    return ladder(place, first, manifest.task)
+    if place.runtime == "native":
+        return native_ladder(asked, own, activations, native_line.is_rounded(request))
+    return ladder(place, asked_precision(place, manifest.task, asked, own, activations), manifest.task)
 
 
 def _build(
@@ -173,8 +180,10 @@ def _walk(line: Line, place: Place, steps: tuple[Step, ...], folder: Path, repor
         try:
             attempt = _attempt(line, place, step, folder, begin, end, report)
         except ConversionError as error:
-            if isinstance(error, BadSource) or error.code in ENDS_THE_LADDER or step == steps[-1]:
+            if isinstance(error, BadSource) or error.code in ENDS_THE_LADDER or (step == steps[-1] and not attempts):
                 raise
+            if step == steps[-1]:
+                raise ConversionError(f"{_tried(attempts)}; {step.name}: {error}", error.code) from error
             attempt = Attempt(step.name, "failed", str(error), {}, {}, 0, 0.0)
         attempts.append(attempt)
         if attempt.status != "failed":
@@ -210,13 +219,16 @@ def _refuse_or_accept(request: BuildRequest, verdict: Verdict) -> None:
     if request.options.accept_unverified:
         log.warning("%s is published although it is not proven to be the model: %s", name, verdict.last.reason)
         return
-    tried = "; ".join(f"{attempt.precision}: {attempt.reason}" for attempt in verdict.attempts)
     raise ConversionError(
-        f"{name}: the result is not the model it was made from: {tried}; nothing was published: report this with the file's sha256, "
-        "or widen the tolerance in its manifest",
+        f"{name}: the result is not the model it was made from: {_tried(verdict.attempts)}; nothing was published: report this with the "
+        "file's sha256, or widen the tolerance in its manifest",
         "not_the_same_model",
         verdict.to_json(),
     )
+
+
+def _tried(attempts: Sequence[Attempt]) -> str:
+    return "; ".join(f"{attempt.precision}: {attempt.reason}" for attempt in attempts)
 
 
 def _not_verified(name: str, reason: str, verdict: Mapping[str, object]) -> ConversionError:

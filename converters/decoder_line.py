@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters import onnx_from_causal_model
+from converters import onnx_from_causal_model, plan_process
 from converters.beside import copy_beside
 from converters.causal_model import CausalModel, model_from_gguf, model_from_transformers
 from converters.decoder import Decoder
@@ -27,6 +27,7 @@ from converters.line import Job
 from converters.lora import Adapter, MergedSource, adapter_files, read_adapter
 from converters.onnxruntime_operators import OnnxRuntimeForm
 from converters.plan_process import build_plan
+from converters.probing_plan import MAX_BUILD_S, worst_in_plan
 from converters.quantised_source import QuantisedSource
 from converters.standard_operators import KEEPS_FP32, StandardForm
 from converters.verdict import Comparison, WorstTensor
@@ -62,6 +63,8 @@ class DecoderLine:
         self._adapters = [read_adapter(files, self._model.source) for files in kept]
         self._candidate: Path | None = None
         self._own = texts_of(calibration_of(job.request))
+        self._plan_request: dict[str, Any] = {}
+        self._plan_s = 0.0
 
     def convert(self, step: Step, folder: Path, progress: Progress) -> Mapping[str, Any]:
         notes: Mapping[str, Any] = {}
@@ -108,7 +111,12 @@ class DecoderLine:
         onnx_from_causal_model.onnx_from_causal_model(self._model, folder, exact, lambda fraction, message: None)
         number = np.float16 if is_standard and standard_form(step).compute == "float16" else np.float32
         feeds = probe_feeds(decoder, is_standard, np.float32), probe_feeds(decoder, is_standard, number)
-        return worst_tensor(folder / "model.onnx", self._candidate, feeds, step.precision, self._job.request.options.threads)
+        options = self._job.request.options
+        found = worst_tensor(folder / "model.onnx", self._candidate, feeds, step.precision, options.threads)
+        if found is None and self._plan_request and self._plan_s < MAX_BUILD_S:
+            request, scratch = self._plan_request, self._job.scratch
+            found = worst_in_plan(options.python, request, folder / "model.onnx", feeds, step.precision, scratch, options.threads)
+        return found
 
     def _compare(self, engine: Stepping, folder: Path, is_exact: bool, progress: Progress) -> Comparison:
         """The model itself, then with each adapter; the first that fails decides, else the model itself is told."""
@@ -147,8 +155,11 @@ class DecoderLine:
             "fp32_layers": [*KEEPS_FP32, *build.keeps_fp32] if is_flagged else [],
             "workspace_bytes": self._job.workspace_bytes,
             "timing_cache": str(self._job.timing_cache),
+            **plan_process.wishes(build),
         }
-        return build_plan(options.python, request, lambda fraction, message: progress(0.1 + 0.9 * fraction, message))
+        built = build_plan(options.python, request, lambda fraction, message: progress(0.1 + 0.9 * fraction, message))
+        self._plan_request, self._plan_s = request, float(built["seconds"])
+        return built
 
 
 def _as_it_is(session: Session, capacity: int) -> Session:
@@ -166,8 +177,10 @@ def read_model(job: Job, context_tokens: int) -> CausalModel:
 
 
 def with_bits(model: CausalModel, precision: Rung) -> CausalModel:
-    """Plain weights as blocks of four bits where that was asked for; those of a GGUF are blocks already."""
-    return dataclasses.replace(model, source=QuantisedSource(model.source, 4)) if precision == "int4" else model
+    """Plain weights as blocks of so many bits as were asked for; those of a GGUF are blocks already."""
+    if precision not in ("int4", "int8"):
+        return model
+    return dataclasses.replace(model, source=QuantisedSource(model.source, 4 if precision == "int4" else 8))
 
 
 def onnxruntime_form(step: Step) -> OnnxRuntimeForm:
@@ -200,4 +213,5 @@ def probe_feeds(decoder: Decoder, is_standard: bool, number: Any) -> dict[str, N
 
 def converters(place: Place) -> str:
     """For the engine key."""
-    return f"onnx_from_causal_model/{onnx_from_causal_model.VERSION}"
+    own = f"onnx_from_causal_model/{onnx_from_causal_model.VERSION}"
+    return f"{own}+{plan_process.converter()}" if place.is_tensorrt else own

@@ -43,6 +43,18 @@ def check_contract(model: Any, manifest: Stateless) -> None:
             raise _broken(manifest.name, f"its output {name!r} is {_type_name(given[name])}, not {_type_names(allowed)}")
 
 
+def drop_other_outputs(model: Any, manifest: Stateless) -> bool:
+    """Take away outputs that the contract does not name, auxiliary ones of training for instance; whether there were any. What made them is
+    still there."""
+    wanted = _expected(manifest)[2]
+    kept = [value for value in model.graph.output if value.name in wanted]
+    if len(kept) == len(model.graph.output):
+        return False
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    return True
+
+
 def fix_shapes(model: Any, manifest: Stateless) -> None:
     """Write into the model's inputs what the manifest fixes: height and width where pictures are stretched, a batch of one where more is
     never asked. Raises ConversionError where the graph is fixed to something else."""

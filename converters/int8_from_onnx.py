@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from converters.activation_ranges import Feed, Method, Range, activation_ranges
+from converters.activation_ranges import Feed, Range, activation_ranges
 from converters.errors import ConversionError
 from converters.graph import Graph, attribute_of, read_graph, require_standard, save_graph
 from converters.sensitive_nodes import last_products
+from models.manifest import RangeMethod as Method
 
 # Part of the engine key: raise it with every change that changes what is written.
 VERSION = 1

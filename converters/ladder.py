@@ -13,7 +13,7 @@ from converters.errors import ConversionError
 from models.manifest import Precision
 
 Rung = Literal["fp32", "tf32", "fp16", "int8", "int4"]
-Group = Literal["attention", "normalisation"]
+Group = Literal["attention", "normalisation", "activations"]
 
 # The first GPUs with TF32 are Ampere's; on a Xavier (sm_72) the flag changes nothing.
 TF32_SM = 80
@@ -77,10 +77,6 @@ def asked_precision(place: Place, task: str, asked: Precision, own: Precision, a
     Raises ConversionError (code `unsupported`) for what this place or task does not have.
     """
     rung = own if asked == "auto" else asked
-    if place.runtime == "native":
-        if rung not in ("auto", "fp32", "int8", "int4"):
-            raise _not_here(f"precision {rung} of the native engine", "ask for fp32, int8 or int4")
-        return rung if rung != "auto" else "int8" if activations == "int8" else "fp32"
     if rung == "auto":
         is_gpu = place.is_tensorrt or place.provider != "cpu"
         rung = "fp16" if is_gpu else "int8" if task == "generation" and activations == "int8" else "fp32"
@@ -97,8 +93,6 @@ def asked_precision(place: Place, task: str, asked: Precision, own: Precision, a
 
 def ladder(place: Place, first: Rung, task: str = "detection") -> tuple[Step, ...]:
     """The attempts from `first` down to fp32."""
-    if place.runtime == "native":
-        return (Step(first), Step("fp32")) if first != "fp32" else (Step("fp32"),)
     if not place.is_tensorrt:
         return _on_onnxruntime(first, task)
     typed = place.is_typed
@@ -117,6 +111,23 @@ def ladder(place: Place, first: Rung, task: str = "detection") -> tuple[Step, ..
         steps = [step for step in steps if step.precision != "tf32"]
         first = "fp32" if first == "tf32" else first
     return tuple(steps[next(index for index, step in enumerate(steps) if step.precision == first) :])
+
+
+def native_ladder(asked: Precision, own: Precision, activations: str, is_rounded: bool) -> tuple[Step, ...]:
+    """The attempts for the native engine, which multiplies blocks of integers only. `is_rounded`: weights of the source are no such blocks
+    and become some of eight bits; then fp32 is for ONNX Runtime, and the line says so.
+
+    Raises ConversionError (code `unsupported`).
+    """
+    rung = own if asked == "auto" else asked
+    below = (Step("int8", ("activations",)), Step("fp32")) if is_rounded else (Step("fp32"),)
+    if rung == "auto":
+        return (Step("int8"), *below) if activations == "int8" else below
+    if rung == "int8" or rung == "int4":
+        return (Step(rung), *below)
+    if rung == "fp32":
+        return (Step("fp32"),)
+    raise _not_here(f"precision {rung} of the native engine", "ask for fp32, int8 or int4")
 
 
 def _on_onnxruntime(first: Rung, task: str) -> tuple[Step, ...]:

@@ -1,7 +1,8 @@
 """A causal language model → a folder for the native engine: weights repacked, decoder.c compiled for the CPU at hand.
 
 Four and eight-bit blocks of 32 columns are carried over as they are; narrower blocks and plain weights become eight-bit blocks, for which
-the gate answers. Activations are rounded to 15 bits, or with `int8` to 8 as llama.cpp does it: faster, and less like the original.
+the gate answers, or are refused where the result has to be exact. Activations are rounded to 15 bits,
+or with `int8` to 8 as llama.cpp does it: faster, and less like the original.
 """
 
 from __future__ import annotations
@@ -19,24 +20,35 @@ from numpy.typing import NDArray
 from converters.causal_model import CausalModel
 from converters.decoder import rope_tables
 from converters.decoder_graph import Progress
-from converters.decoder_source import Matrix, interleaved_order, with_rows
+from converters.decoder_source import DecoderSource, Matrix, interleaved_order, with_rows
 from converters.errors import ConversionError, unsupported
-from converters.generation_folder import write_beside
+from converters.generation_folder import weight_formats, write_beside
 from converters.onnxruntime_operators import Activations
-from converters.quantised_blocks import Blocks
+from converters.quantised_blocks import BLOCK_LAYOUTS, Blocks
 from models.engines.native.weights import ARTEFACT, BLOCK, LANES, LIBRARY, WeightsWriter, cpu_identity
 
 # Part of the engine key, with the compiler: raise it with every change of what is written or of the C sources.
-VERSION = 3
+VERSION = 4
+# Formats whose blocks have the engine's own width.
+KEPT = frozenset(layout.name for layout in BLOCK_LAYOUTS.values() if layout.unpack is not None) - {"Q6_K"}
 SOURCES = Path(__file__).parent.parent / "models" / "engines" / "native"
 COMPILE_DEADLINE_S = 300.0
 MAX_LOG = 600
 
 
-def native_from_causal_model(model: CausalModel, folder: Path, progress: Progress, activations: Activations = "float32") -> None:
-    """Write `model.native`, `decoder.so` and what lies beside them. Raises ConversionError."""
+def native_from_causal_model(
+    model: CausalModel, folder: Path, progress: Progress, activations: Activations = "float32", is_exact: bool = False
+) -> list[str]:
+    """Write `model.native`, `decoder.so` and what lies beside them. `is_exact`: no weight may be rounded. Returns the formats of those that
+    were. Raises ConversionError, with the code `unsupported` for a model that this engine cannot hold."""
     decoder, source = model.decoder, model.source
     _refuse(model)
+    rounded = sorted(rounded_formats(source))
+    if is_exact and rounded:
+        raise unsupported(
+            f"{source.path.name} has weights of {', '.join(rounded)}, which the native engine rounds to eight bits: its fp32 is not the "
+            "model's; take onnxruntime for fp32, or ask for int8"
+        )
     compile_library(folder)
     order = {"attn_q": decoder.heads, "attn_k": decoder.kv_heads} if decoder.has_interleaved_rows else {}
     with tempfile.TemporaryFile(dir=folder) as scratch:
@@ -62,6 +74,12 @@ def native_from_causal_model(model: CausalModel, folder: Path, progress: Progres
         weights.write(folder / ARTEFACT, cpu_identity(), decoder.rms_epsilon, decoder.feed_forward, activations == "float32")
     write_beside(model, folder, {"activations": activations})
     progress(1.0, "written")
+    return rounded
+
+
+def rounded_formats(source: DecoderSource) -> set[str]:
+    """How weights are stored that become blocks of eight bits."""
+    return set(weight_formats(source)) - KEPT
 
 
 def find_compiler() -> str | None:

@@ -13,7 +13,7 @@ from converters.lora import Adapter
 from converters.onnxruntime_operators import OnnxRuntimeForm
 
 # Part of the engine key: raise it with every change that changes what is written.
-VERSION = 2
+VERSION = 3
 
 log = logging.getLogger(__name__)
 

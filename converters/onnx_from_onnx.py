@@ -17,14 +17,14 @@ from converters.affine_in_layout import affine_in_layout
 from converters.chosen_first import chosen_first
 from converters.errors import ConversionError, unsupported
 from converters.folded_onnx import folded_onnx, is_folded
-from converters.graph import opset_of, read_graph, require_standard, save_graph
-from converters.graph_contract import Stateless, check_contract, fix_shapes
+from converters.graph import Graph, opset_of, read_graph, require_standard, save_graph
+from converters.graph_contract import Stateless, check_contract, drop_other_outputs, fix_shapes
 from converters.plain_from_quantised import is_quantised, plain_from_quantised
 from converters.written_out import write_out
 from models.manifest import DetectionManifest
 
 # Part of the engine key: raise it with every change that changes what is written.
-VERSION = 5
+VERSION = 6
 MAX_GRAPH_BYTES = (2 << 30) - 1
 MIN_OPSET = 7
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
@@ -85,6 +85,7 @@ def onnx_from_onnx(
     """
     used = check_model(source, external, manifest)
     _lay_out(source, external, used, scratch)
+    _prune(scratch / "model.onnx", manifest)
     if target.is_standard:
         _write_standard(scratch / "model.onnx", folder / "model.onnx", manifest, target)
     elif isinstance(manifest, DetectionManifest) and is_folded(manifest):
@@ -93,7 +94,7 @@ def onnx_from_onnx(
         for path in scratch.glob("folded.onnx*"):
             path.unlink()
     else:
-        _write_fused(source, external, used, scratch, folder, isinstance(manifest, DetectionManifest))
+        _write_fused(external, used, scratch, folder, isinstance(manifest, DetectionManifest))
     if not target.is_standard and isinstance(manifest, DetectionManifest):
         affine_in_layout(folder / "model.onnx")
     return scratch / "model.onnx"
@@ -107,7 +108,16 @@ def _lay_out(source: Path, external: Mapping[str, Path], used: set[str], scratch
     _run_checker(scratch / "model.onnx", source.name)
 
 
-def _write_fused(source: Path, external: Mapping[str, Path], used: set[str], scratch: Path, folder: Path, is_detector: bool) -> None:
+def _prune(path: Path, manifest: Stateless) -> None:
+    """Only what the contract asks for, and what is computed for it."""
+    model = onnx.load(str(path), load_external_data=False)
+    if drop_other_outputs(model, manifest):
+        graph = Graph(model)
+        graph.drop_unused()
+        path.write_bytes(graph.model.SerializeToString())
+
+
+def _write_fused(external: Mapping[str, Path], used: set[str], scratch: Path, folder: Path, is_detector: bool) -> None:
     target, chosen = folder / "model.onnx", scratch / "chosen.onnx"
     size = sum(path.stat().st_size for path in scratch.iterdir())
     is_whole = not used and size <= EXTERNAL_FROM_BYTES
@@ -120,7 +130,7 @@ def _write_fused(source: Path, external: Mapping[str, Path], used: set[str], scr
         log.info("optimised graph is %d bytes against %d; the source's own graph is kept", written, size)
         for path in folder.glob("model.onnx*"):
             path.unlink()
-        shutil.copyfile(source, target)
+        shutil.copyfile(scratch / "model.onnx", target)
         for name in used:
             shutil.copyfile(external[name], folder / name)
 

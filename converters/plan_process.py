@@ -10,6 +10,8 @@ from typing import Any
 from converters.decoder_graph import Progress
 from converters.engine_process import end_child, start_child
 from converters.errors import ConversionError
+from converters.tensorrt_from_onnx import VERSION
+from models.manifest import Build
 
 MODULE = "converters.tensorrt_from_onnx"
 
@@ -54,6 +56,17 @@ def build_plan(python: Path, request: Mapping[str, Any], progress: Progress) -> 
         "stop pipelines and other models, or add swap",
         code,
     )
+
+
+def wishes(build: Build) -> dict[str, Any]:
+    """Fields of a request that a manifest decides, the same for every line."""
+    names = ("dla_core", "optimization_level", "version_compatible", "hardware_compatible")
+    return {name: getattr(build, name) for name in names}
+
+
+def converter() -> str:
+    """For the engine key."""
+    return f"tensorrt_from_onnx/{VERSION}"
 
 
 def _failure(told: Mapping[str, Any]) -> ConversionError:

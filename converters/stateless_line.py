@@ -13,7 +13,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converters import half_from_onnx, int8_from_onnx, onnx_from_onnx, onnx_from_transformers
+from converters import (
+    folded_onnx,
+    half_from_onnx,
+    int8_from_onnx,
+    onnx_from_onnx,
+    onnx_from_transformers,
+    plain_from_quantised,
+    plan_process,
+)
 from converters.beside import BESIDE, copy_beside
 from converters.calibration import calibration_inputs
 from converters.decoder_graph import Progress
@@ -24,6 +32,7 @@ from converters.graph_contract import Stateless
 from converters.ladder import Place, Step
 from converters.line import Job
 from converters.plan_process import build_plan
+from converters.probing_plan import MAX_BUILD_S, worst_in_plan
 from converters.profiles import profiles_of
 from converters.verdict import Comparison, WorstTensor
 from converters.verify_onnx import open_source, verify_detection, verify_encoder
@@ -63,6 +72,7 @@ def round_to_int8(source: Path, target: Path, recipe: Recipe) -> Mapping[str, An
         source,
         target,
         recipe.inputs(),
+        build.ranges,
         excluded=(*build.keeps_fp32, *build.not_int8),
         form=form,
         cache=recipe.cache,
@@ -91,6 +101,8 @@ class StatelessLine:
         self._source: Path | None = None
         self._standard: Path | None = None
         self._candidate: Path | None = None
+        self._plan_request: dict[str, Any] = {}
+        self._plan_s = 0.0
         self._feeds: tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]] = ({}, {})
 
     def convert(self, step: Step, folder: Path, progress: Progress) -> Mapping[str, Any]:
@@ -133,7 +145,13 @@ class StatelessLine:
             return None
         # Of the source as it was exported many values are gone in a graph that was folded.
         source = self._standard if self._standard is not None else self._source
-        return worst_tensor(source, self._candidate, self._feeds, step.precision, self._job.request.options.threads)
+        options, found = self._job.request.options, None
+        if self._candidate != source:
+            found = worst_tensor(source, self._candidate, self._feeds, step.precision, options.threads)
+        if found is None and self._plan_request and self._plan_s < MAX_BUILD_S:
+            scratch = self._job.scratch
+            found = worst_in_plan(options.python, self._plan_request, source, self._feeds, step.precision, scratch, options.threads)
+        return found
 
     def _compare(self, step: Step, source: Engine, result: Engine, folder: Path) -> Comparison:
         kept = _Kept(source), _Kept(result)
@@ -200,9 +218,10 @@ class StatelessLine:
             "fp32_layers": pinned if not step.is_typed and step.precision in ("fp16", "int8") else [],
             "workspace_bytes": self._job.workspace_bytes,
             "timing_cache": str(self._job.timing_cache),
-            "dla_core": build.dla_core,
+            **plan_process.wishes(build),
         }
         built = build_plan(options.python, request, lambda fraction, message: progress(0.1 + 0.9 * fraction, message))
+        self._plan_request, self._plan_s = request, float(built["seconds"])
         return {**notes, **built}
 
     def _round(self, step: Step, source: Path, target: Path) -> Mapping[str, Any]:
@@ -285,5 +304,6 @@ def input_shapes(graph: Path) -> dict[str, list[int]]:
 
 def converters(place: Place) -> str:
     """For the engine key."""
-    parts = (onnx_from_transformers, onnx_from_onnx, half_from_onnx, int8_from_onnx)
-    return "+".join(f"{part.__name__.split('.')[-1]}/{part.VERSION}" for part in parts)
+    parts = (onnx_from_transformers, onnx_from_onnx, folded_onnx, plain_from_quantised, half_from_onnx, int8_from_onnx)
+    own = "+".join(f"{part.__name__.split('.')[-1]}/{part.VERSION}" for part in parts)
+    return f"{own}+{plan_process.converter()}" if place.is_tensorrt else own

@@ -33,23 +33,33 @@ def worst_tensor(source: Path, candidate: Path, feeds: tuple[Feeds, Feeds], prec
     rounding may swap two that are nearly alike, and then whole rows differ that are right. Looking ends after DEADLINE_S.
     """
     deadline = time.monotonic() + DEADLINE_S
-    one, other = _Probe(source, threads), _Probe(candidate, threads)
+    one, other = Probe(source, threads), Probe(candidate, threads)
     chosen = [name for name in one.choices if name in other.choices]
     other.replace(chosen, one.run(chosen, feeds[0]) if chosen else {})
     names = [name for name in one.operators if name in other.operators and name not in {*one.choices, *other.choices}]
     last_good = ""
     for first in range(0, len(names), TOGETHER):
         together = names[first : first + TOGETHER]
-        expected, found = one.run(together, feeds[0]), other.run(together, feeds[1])
-        for name in together:
-            error = relative_error(expected[name], found[name])
-            if error is None:
-                continue
-            if not error <= MAX_ERROR[precision]:
-                return WorstTensor(name, one.operators[name], error if np.isfinite(error) else None, last_good)
-            last_good = name
+        wrong = first_wrong(together, one.operators, one.run(together, feeds[0]), other.run(together, feeds[1]), precision, last_good)
+        if wrong is not None:
+            return wrong
+        last_good = together[-1]
         if time.monotonic() > deadline:
             break
+    return None
+
+
+def first_wrong(
+    names: Sequence[str], operators: Mapping[str, str], expected: Feeds, found: Feeds, precision: Rung, last_good: str = ""
+) -> WorstTensor | None:
+    """The first of `names` whose values differ by more than `precision` explains."""
+    for name in names:
+        error = relative_error(expected[name], found[name])
+        if error is None:
+            continue
+        if not error <= MAX_ERROR[precision]:
+            return WorstTensor(name, operators[name], error if np.isfinite(error) else None, last_good)
+        last_good = name
     return None
 
 
@@ -62,43 +72,44 @@ def relative_error(expected: NDArray[Any], found: NDArray[Any]) -> float | None:
     return float(difference / max(float(np.linalg.norm(expected.astype(np.float64))), 1e-6 * expected.size**0.5))
 
 
-class _Probe:
+class Probe:
     """A graph whose inner values can be had.
 
     operators  value → operator that makes it, in the order of computation
     choices    values that hold the places of what was chosen
+    given      values that are not computed but fed, see `replace`
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._model = onnx.load(str(path), load_external_data=False)
-        self.operators: dict[str, str] = {name: node.op_type for node in self._model.graph.node for name in node.output if name}
-        self.choices = [node.output[1] for node in self._model.graph.node if node.op_type == CHOICE]
+        self.model = onnx.load(str(path), load_external_data=False)
+        self.operators: dict[str, str] = {name: node.op_type for node in self.model.graph.node for name in node.output if name}
+        self.choices = [node.output[1] for node in self.model.graph.node if node.op_type == CHOICE]
         # Beside the graph, for that is where its weights are looked for.
         self._path = path.with_name(f".{path.name}.probe")
         self._threads = threads
-        self._given: dict[str, NDArray[Any]] = {}
+        self.given: dict[str, NDArray[Any]] = {}
 
     def replace(self, names: Sequence[str], values: Feeds) -> None:
         """From now on these values are not computed but given."""
-        graph = self._model.graph
+        graph = self.model.graph
         for node in graph.node:
             node.output[:] = [f"{name}.own" if name in names else name for name in node.output]
         graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, list(values[name].shape)) for name in names)
-        self._given = dict(values)
+        self.given = dict(values)
 
     def run(self, names: Sequence[str], feeds: Feeds) -> dict[str, NDArray[Any]]:
-        del self._model.graph.output[:]
+        del self.model.graph.output[:]
         # Without types: the runtime tells them itself.
-        self._model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        self.model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
         try:
-            self._path.write_bytes(self._model.SerializeToString())
+            self._path.write_bytes(self.model.SerializeToString())
             session = onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
             wanted = {value.name for value in session.get_inputs()}
-            given = {name: value for name, value in {**feeds, **self._given}.items() if name in wanted}
+            given = {name: value for name, value in {**feeds, **self.given}.items() if name in wanted}
             return dict(zip(names, session.run(list(names), given), strict=True))
         finally:
             self._path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ SOURCE = re.compile(r"^(hf|pypi|file|mirror|shipped):\S+$|^https://\S+$")
 
 Format = Literal["gguf", "onnx", "transformers"]
 Precision = Literal["auto", "fp32", "tf32", "fp16", "int8", "int4"]
+RangeMethod = Literal["entropy", "minmax", "percentile", "least_error"]
 
 
 class ManifestError(ValueError):
@@ -114,21 +115,30 @@ class Build:
     precision    where the ladder begins that ends with fp32; `auto`: fp16 on a GPU, fp32 on a CPU
     batch_max    most pictures or texts of one execution
     calibration  folder of pictures, or text file, that int8 ranges are taken from; empty: made-up inputs
+    ranges       how int8 ranges are made of them (`converters/activation_ranges.py`)
     dla_core     deep-learning accelerator to prefer, -1 for none; layers it cannot run stay on the GPU
     keeps_fp32   patterns (fnmatch) of node names that are never rounded
     not_int8     patterns of node names that int8 leaves alone: those whose values spread too wide for 256 steps
     takes_bytes  detection: the graph takes uint8 [N, H, W, 3] RGB and normalises it itself
     top_k        detection: the graph returns only its best so many boxes; 0: all
+    optimization_level   0 to 5: how long TensorRT (8.6 and later) looks for faster kernels
+    version_compatible   a plan that later versions of TensorRT (8.6 and later) load too; it carries code of its own, which no node runs, so
+                         it is for elsewhere and published with accept_unverified only
+    hardware_compatible  a plan that every GPU from Ampere on loads; on no Jetson
     """
 
     precision: Precision = "auto"
     batch_max: int = 1
     calibration: str = ""
+    ranges: RangeMethod = "least_error"
     dla_core: int = -1
     keeps_fp32: Tuple[str, ...] = ()
     not_int8: Tuple[str, ...] = ()
     takes_bytes: bool = False
     top_k: int = 0
+    optimization_level: int = 3
+    version_compatible: bool = False
+    hardware_compatible: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,6 +223,12 @@ def _problem(manifest: Manifest) -> Optional[str]:
             return f"files.{role}.source {file.source!r} is not hf:, pypi:, https:, file:, mirror: or shipped:"
         if file.sha256 and not SHA256.match(file.sha256):
             return f"files.{role}.sha256 {file.sha256!r} is not 64 lower-case hex digits"
+    return _wrong_number(manifest)
+
+
+def _wrong_number(manifest: Manifest) -> Optional[str]:
+    if not 0 <= manifest.build.optimization_level <= 5:
+        return f"build.optimization_level {manifest.build.optimization_level} must be 0 to 5"
     if isinstance(manifest, DetectionManifest):
         facts = manifest.detection
         for name in ("height", "width", "multiple_of"):

@@ -186,6 +186,8 @@ def _print(arguments: argparse.Namespace, name: str, built: Built) -> None:
         return
     from rich.table import Table
 
+    from agent.model_view import ladder_of
+
     verdict, key = built.record["verdict"], built.record["key"]
     table = Table(
         "figure", "value", "limit", title=f"{name}: {'the same model' if verdict['passed'] else 'NOT proven to be the same model'}"
@@ -196,6 +198,8 @@ def _print(arguments: argparse.Namespace, name: str, built: Built) -> None:
     console.print(table)
     if len(verdict.get("attempts", ())) > 1 or not verdict["passed"]:
         _print_ladder(console, verdict)
+    elif notes := next((attempt.notes for attempt in ladder_of(verdict) if attempt.notes), ""):
+        console.print(notes, highlight=False, markup=False)
     console.print(
         f"{key['runtime']} {key['runtime_version']}, {verdict.get('precision', key['precision'])}, on {key['device']}", highlight=False
     )
@@ -213,10 +217,10 @@ def _print_ladder(console: Console, verdict: Mapping[str, Any]) -> None:
     if not attempts:
         return
     table = Table()
-    for column in ("attempt", "outcome", "why", "first wrong tensor"):
+    for column in ("attempt", "outcome", "why", "first wrong tensor", "what was done"):
         table.add_column(column, overflow="fold")
     for attempt in attempts:
-        table.add_row(*map(escape, (attempt.precision, attempt.status, attempt.reason, attempt.worst)))
+        table.add_row(*map(escape, (attempt.precision, attempt.status, attempt.reason, attempt.worst, attempt.notes)))
     console.print(table)
 
 

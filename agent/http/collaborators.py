@@ -156,12 +156,14 @@ class BuildView:
 
 @dataclass(frozen=True)
 class AttemptView:
-    """One step of the precision ladder. `worst`: the first tensor that left the reference; empty where none was looked for."""
+    """One step of the precision ladder. `worst`: the first tensor that left the reference; empty where none was looked for. `notes`: what
+    the converter did, in words."""
 
     precision: str
     status: str
     reason: str = ""
     worst: str = ""
+    notes: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ CODES = (
     "unsupported_operator",
     "unsupported",
     "no_memory",
+    "no_kernel",
     "no_profile",
     "no_space",
     "cancelled",
@@ -67,7 +68,7 @@ CAUSES: Tuple[Cause, ...] = (
     _cause(r"out of memory|OutOfMemory|insufficient memory|MemoryAlloc|bad_alloc|requested amount of GPU memory", "no_memory", _MEMORY),
     _cause(
         r"could not find any implementation for node",
-        "no_memory",
+        "no_kernel",
         f"that is TensorRT's way to say that no kernel fitted into the memory it had: {_MEMORY}; "
         "where plenty is free, a larger workspace_bytes or another precision of that node helps",
     ),

@@ -141,6 +141,8 @@ def use_accelerator(trt: Any, request: PlanRequest, builder: Any, network: Any, 
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = request.dla_core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    # Else the engine inspector tells names only, not where a layer runs.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     return sum(1 for layer in _layers(network) if config.can_run_on_DLA(layer)), network.num_layers
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
 
 from converters.tensorrt_from_onnx import network as networks
+from converters.tensorrt_from_onnx.accelerator import Placed, layers_on_dla
 from converters.tensorrt_from_onnx.callbacks import Messages, new_logger, new_monitor
 from converters.tensorrt_from_onnx.errors import PlanError, build_error
 from converters.tensorrt_from_onnx.module import Capabilities, capabilities_of, load_module, open_builder
@@ -30,12 +31,13 @@ Report = Callable[[str, float, str], None]
 
 @dataclass(frozen=True)
 class PlanResult:
-    """layers: of the network, before TensorRT fused them. dla_layers: those that the DLA can take; None without one. seconds: of all of it.
-    fp32_layers: how many the patterns pinned."""
+    """layers: of the network, before TensorRT fused them. dla_layers: those that run on the DLA; None without one, or where the plan
+    does not tell. dla_candidates: those that could. seconds: of all of it. fp32_layers: how many the patterns pinned."""
 
     tensorrt: str
     layers: int
     dla_layers: Optional[int]
+    dla_candidates: Optional[int]
     fp32_layers: int
     seconds: float
     size_bytes: int
@@ -54,7 +56,7 @@ def build_plan(request: PlanRequest, report: Report, is_cancelled: Callable[[], 
     report("load", 0.0, request.module)
     trt = load_module(request.module)
     capabilities = capabilities_of(trt)
-    progress, messages = Progress(), Messages()
+    progress, messages, placed = Progress(), Messages(), Placed()
     # Nobody listens any more: the process that asked is gone.
     abandoned = threading.Event()
 
@@ -62,7 +64,7 @@ def build_plan(request: PlanRequest, report: Report, is_cancelled: Callable[[], 
         return abandoned.is_set() or is_cancelled()
 
     # Everything that TensorRT holds a pointer to stays in a variable of this function: it counts no references, and would crash.
-    logger = new_logger(trt, messages, None if capabilities.has_progress else progress.read)
+    logger = new_logger(trt, messages, placed.read if capabilities.has_progress else _both(progress.read, placed.read))
     builder = open_builder(trt, logger)
     trt.init_libnvinfer_plugins(logger, "")
     report("parse", 0.01, f"{request.onnx.name} with {capabilities.name}")
@@ -76,25 +78,29 @@ def build_plan(request: PlanRequest, report: Report, is_cancelled: Callable[[], 
     _configure(trt, capabilities, request, config)
     profiles = networks.add_profiles(request, builder, network, config, messages)
     pinned = networks.set_precision(trt, capabilities, request, network, config)
-    dla_layers = None
+    dla_layers = candidates = None
     if request.dla_core >= 0:
-        dla_layers, layers = networks.use_accelerator(trt, request, builder, network, config)
-        report("parse", PARSED, f"{dla_layers} of {layers} layers can run on DLA core {request.dla_core}, the rest runs on the GPU")
+        candidates, layers = networks.use_accelerator(trt, request, builder, network, config)
+        report("parse", PARSED, f"{candidates} of {layers} layers can run on DLA core {request.dla_core}, the rest runs on the GPU")
     cache = request.timing_cache if capabilities.has_timing_cache else None
     used = None if cache is None else use_timing_cache(config, cache, capabilities.version)
     messages.forget()
     report("build", PARSED, _memory_note(request))
     with _telling(progress, report, start, abandoned):
-        plan = builder.build_serialized_network(network, config)
+        host_memory = builder.build_serialized_network(network, config)
     _check(is_ended)
-    if plan is None:
+    if host_memory is None:
         raise build_error(messages.errors(), "TensorRT built nothing and gave no reason")
     if cache is not None and used is not None:
         keep_timing_cache(config, cache, capabilities.version)
-    report("write", BUILT, f"{plan.nbytes / 1e6:.1f} MB")
-    write_atomically(request.plan, memoryview(plan))
+    report("write", BUILT, f"{host_memory.nbytes / 1e6:.1f} MB")
+    write_atomically(request.plan, memoryview(host_memory))
+    if request.dla_core >= 0:
+        names = [network.get_layer(index).name for index in range(network.num_layers)]
+        dla_layers = layers_on_dla(trt, logger, host_memory, names, placed)
     log.debug("kept until here: %s %s %s", parser, monitor, profiles)
-    return PlanResult(capabilities.version, network.num_layers, dla_layers, pinned, round(time.monotonic() - start, 3), plan.nbytes)
+    seconds = round(time.monotonic() - start, 3)
+    return PlanResult(capabilities.version, network.num_layers, dla_layers, candidates, pinned, seconds, host_memory.nbytes)
 
 
 def _configure(trt: Any, capabilities: Capabilities, request: PlanRequest, config: Any) -> None:
@@ -109,6 +115,14 @@ def _configure(trt: Any, capabilities: Capabilities, request: PlanRequest, confi
     if request.hardware_compatible:
         _require(capabilities, capabilities.has_hardware_compatible, "a choice of hardware compatibility")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
+def _both(*readers: Callable[[str], None]) -> Callable[[str], None]:
+    def read(message: str) -> None:
+        for reader in readers:
+            reader(message)
+
+    return read
 
 
 def _require(capabilities: Capabilities, has: bool, what: str) -> None:

@@ -66,7 +66,7 @@ class NotAvailable(Exception):
 
 def all_bindings() -> tuple[Bindings, ...]:
     here = sys.executable
-    old = os.environ.get("HOTSPARE_TEST_PYTHON38", "")
+    old = os.environ.get("HOTSPARE_TEST_PYTHON38", here if sys.version_info[:2] == (3, 8) else "")
     return (
         Bindings("8.5.2.2", "tensorrt", old),  # JetPack 5
         Bindings("10.3.0", "tensorrt-cu12-bindings", here),  # JetPack 6.1, 6.2

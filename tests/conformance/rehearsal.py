@@ -46,6 +46,31 @@ class StandIn:
         object.__setattr__(self, name, value)
 
 
+class Inspector(StandIn):
+    _real = "EngineInspector"
+
+    def get_engine_information(self, form: Any) -> str:
+        layers = [{"Name": "conv", "LayerType": "DLA"}, {"Name": "norm + norm_1", "LayerType": "kgen"}]
+        return json.dumps({"Layers": layers} if form == MODULE.LayerInformationFormat.JSON else {})
+
+
+class Engine(StandIn):
+    _real = "ICudaEngine"
+
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector()
+
+
+class Runtime(StandIn):
+    _real = "Runtime"
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, serialised: Any) -> Engine:
+        return Engine()
+
+
 class Memory(bytes):
     @property
     def nbytes(self) -> int:
@@ -211,7 +236,7 @@ def main() -> None:
         outcomes.append({"builder": "made"})
     except TypeError as error:
         outcomes.append({"builder": str(error)})
-    for stand_in in (Builder, Parser):
+    for stand_in in (Builder, Parser, Runtime):
         REAL[stand_in._real] = getattr(MODULE, stand_in._real)
         setattr(MODULE, stand_in._real, stand_in)
     MODULE.init_libnvinfer_plugins = lambda logger, namespace: True  # the real one is in a library that is not here

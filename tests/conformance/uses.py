@@ -21,6 +21,8 @@ CLASSES = {
     "output": "ITensor",
     "made": "IOptimizationProfile",
     "used": "ITimingCache",
+    "host_memory": "IHostMemory",
+    "inspector": "EngineInspector",
     "parser_error": "ParserError",
     "runtime": "Runtime",
     "engine": "ICudaEngine",

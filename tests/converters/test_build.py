@@ -150,8 +150,14 @@ def test_wrong_use_says_so() -> None:
     assert b"usage" in done.stderr
 
 
-@pytest.mark.parametrize("phase", ["read", "convert", "verify", "publish"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "phase"),
+    [
+        *((signal.SIGKILL, phase) for phase in ("read", "convert", "verify", "publish")),
+        *((signal.SIGTERM, phase) for phase in ("convert", "publish")),
+        *(pytest.param(signal.SIGTERM, phase, marks=pytest.mark.slow) for phase in ("read", "verify")),
+    ],
+)
 def test_an_ended_build_leaves_no_half_result(tmp_path: Path, tiny: dict[str, Any], number: signal.Signals, phase: str) -> None:
     with started(tiny) as child:
         assert child.stdout is not None
@@ -270,3 +276,26 @@ def test_a_plan_is_not_published_where_nothing_can_prove_it(tmp_path: Path) -> N
     # Without the operator's word the one in the store does not count either.
     asked["options"]["accept_unverified"] = False
     assert run(asked)[1][-1]["error"]["code"] == "not_verified"
+
+
+def test_a_build_of_tensorrt_is_cancelled_within_a_second(tmp_path: Path) -> None:
+    """In the middle of the real builder's work, through the process that a node watches."""
+    pytest.importorskip("tensorrt_rtx")
+    asked = request(to_mapping(load_catalog().find("conveyor-detr")), tmp_path / "store", model=CONVEYOR)
+    asked["options"] = {"target": "tensorrt_rtx", "accept_unverified": True, "nice": 0}
+    took = []
+    for _ in range(3):  # a busy machine may take any single one longer
+        with started(asked) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if "build: " in json.loads(line).get("message", "") and json.loads(line)["phase"] == "convert":
+                    break
+            begin = time.monotonic()
+            child.terminate()
+            assert child.wait(timeout=30) == 143
+            took.append(time.monotonic() - begin)
+        store = open_store(tmp_path / "store")
+        assert store.engines() == [] and not list((tmp_path / "store" / "temporary").iterdir())
+        if took[-1] < 1.0:
+            return
+    pytest.fail(f"cancelling took {took} s")

@@ -16,8 +16,10 @@ import pytest
 from converters.half_from_onnx import half_from_onnx
 from converters.int8_from_onnx import int8_from_onnx
 from converters.onnx_from_onnx import onnx_from_onnx, tensorrt_target
-from models.manifest import DetectionManifest
-from tests.converters.exported import MODELS, exported
+from converters.profiles import profiles_of
+from converters.stateless_line import input_shapes
+from models.manifest import ClassificationManifest, DetectionManifest
+from tests.converters.exported import DETECTORS, exported
 from tests.converters.tensorrt.graphs import encoder
 from tests.converters.tensorrt.process import build, request
 from tests.converters.transformers.tiny_models import HEIGHT, WIDTH, detection_facts, manifest_for
@@ -25,7 +27,7 @@ from tests.converters.transformers.tiny_models import HEIGHT, WIDTH, detection_f
 rtx = pytest.importorskip("tensorrt_rtx")
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=DETECTORS)
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector in ONNX's own operators, as a build hands it to rounding and to the builder."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -69,6 +71,29 @@ def test_an_encoder_becomes_a_plan(precision: str, tmp_path: Path) -> None:
     sizes = [[1, 1], [2, 16], [4, 32]]
     profiles = [{"input_ids": sizes, "attention_mask": sizes}]
     assert_builds(graph if precision == "fp32" else rounded, tmp_path, precision, profiles=profiles)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_mobilebert_becomes_a_plan(precision: str, tmp_path: Path) -> None:
+    """Bottlenecks, stacked feed-forward parts, and NoNorm (a scale and a shift) where others have LayerNorm."""
+    for each in ("scratch", "written"):
+        (tmp_path / each).mkdir()
+    manifest = manifest_for("classification")
+    assert isinstance(manifest, ClassificationManifest)
+    target = tensorrt_target("tensorrt_rtx", rtx.__version__)
+    onnx_from_onnx(exported("mobilebert", tmp_path / "model.onnx"), {}, tmp_path / "scratch", tmp_path / "written", manifest, target)
+    graph = tmp_path / "written" / "model.onnx"
+    rounded, shapes = tmp_path / "rounded.onnx", input_shapes(graph)
+    if precision == "fp16":
+        half = half_from_onnx(graph, rounded)
+        assert half.halved > half.nodes / 2
+    elif precision == "int8":
+        ids = np.random.default_rng(0).integers(0, 200, (1, 16))
+        int8 = int8_from_onnx(graph, rounded, [{name: ids if name == "input_ids" else np.ones_like(ids) for name in shapes}])
+        assert 10 < int8.nodes < int8.candidates
+        half_from_onnx(rounded, rounded, peaks=int8.peaks)
+    profiles = profiles_of(shapes, manifest)
+    assert_builds(graph if precision == "fp32" else rounded, tmp_path, precision, profiles=profiles, optimization_level=0)
 
 
 def assert_builds(graph: Path, folder: Path, precision: str, **more: Any) -> None:

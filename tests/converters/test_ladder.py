@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from converters.errors import ConversionError
-from converters.ladder import Place, asked_precision, ladder, share_of
+from converters.ladder import Place, asked_precision, ladder, native_ladder, share_of
 from converters.memory import require_memory, workspace_bytes
 
 CPU = Place("onnxruntime", "1.23.2")
@@ -28,6 +28,25 @@ def test_the_walk_down(case: str) -> None:
     steps = ladder(place, first)  # type: ignore[arg-type]  # the table holds plain words
     assert [step.name for step in steps] == names
     assert all(step.is_typed is (place is not XAVIER) for step in steps) or place is CPU
+
+
+GENTLE = "int8 with activations in fp32"
+NATIVE_WALKS = {
+    "blocks of the engine's own width": ("auto", "float32", False, ["fp32"]),
+    "plain weights": ("auto", "float32", True, [GENTLE, "fp32"]),
+    "plain weights, rough activations": ("auto", "int8", True, ["int8", GENTLE, "fp32"]),
+    "int8 of such blocks": ("int8", "float32", False, ["int8", "fp32"]),
+    "int4 of plain weights": ("int4", "float32", True, ["int4", GENTLE, "fp32"]),
+    "fp32 of plain weights": ("fp32", "float32", True, ["fp32"]),
+}
+
+
+@pytest.mark.parametrize("case", NATIVE_WALKS)
+def test_the_walk_down_of_the_native_engine(case: str) -> None:
+    asked, activations, is_rounded, names = NATIVE_WALKS[case]
+    assert [step.name for step in native_ladder(asked, "auto", activations, is_rounded)] == names  # type: ignore[arg-type]  # plain words
+    with pytest.raises(ConversionError, match="of the native engine"):
+        native_ladder("fp16", "auto", activations, is_rounded)
 
 
 def test_what_auto_means() -> None:

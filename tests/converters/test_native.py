@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,7 +27,10 @@ from models.manifest import manifest_from_mapping
 from tests.converters import manifests
 from tests.converters.tiny_gguf import VOCABULARY, Recipe, write_decoder
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C compiler: the native engine is not built here")
+pytestmark = [
+    pytest.mark.skipif(find_compiler() is None, reason="no C compiler: the native engine is not built here"),
+    pytest.mark.usefixtures("caching_compiler"),
+]
 
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 300).tolist()
 # Their weights become eight-bit blocks of 32 columns.
@@ -35,33 +39,6 @@ INSTRUCTIONS = {
     "widest": (),
     "avx2": ("-march=haswell",),
 }
-
-
-# Compiles once for each set of options, as ccache would; $CC is how an operator names a compiler too.
-CACHING_COMPILER = """#!/bin/sh
-[ "$1" = --version ] && exec {compiler} --version
-for word in "$@"; do
-  if [ "$previous" = -o ]; then target=$word; elif [ "$word" != -o ]; then options="$options $word"; fi
-  previous=$word
-done
-kept={folder}/$(echo "$options" | sha256sum | cut -c1-16)
-[ -e "$kept" ] || {compiler} $options -o "$kept" || exit 1
-cp "$kept" "$target"
-"""
-
-
-@pytest.fixture(scope="module")
-def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compiler")
-    script = folder / "cc"
-    script.write_text(CACHING_COMPILER.format(compiler=find_compiler(), folder=folder))
-    script.chmod(0o755)
-    return script
-
-
-@pytest.fixture(autouse=True)
-def caching(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", str(compiler))
 
 
 def opened(folder: Path, slots: int = 3, context: int = 512, threads: int = 2) -> NativeGenerationEngine:
@@ -246,6 +223,26 @@ def test_a_build_for_it_is_proven_published_and_reused(tmp_path: Path) -> None:
     rough = BuildRequest(manifest, {"model": source}, tmp_path / "store", BuildOptions(target="native", precision="int8"))
     figures = build(rough, lambda phase, fraction, message: None).engine.record.verdict["figures"]
     assert record.verdict["figures"]["mean_kl"] < figures["mean_kl"] < 0.01
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q6_K"])
+def test_weights_that_would_be_rounded_are_never_called_fp32(kind: str, tmp_path: Path) -> None:
+    source = write_decoder(tmp_path / "tiny.gguf", Recipe(kind=kind, value_kind=kind))
+
+    def built(mean_kl: float, **options: Any) -> Mapping[str, Any]:
+        manifest = manifest_from_mapping(manifests.generation(mean_kl=mean_kl))
+        request = BuildRequest(manifest, {"model": source}, tmp_path / "store", BuildOptions(target="native", **options))
+        return build(request, lambda phase, fraction, message: None).engine.record.verdict
+
+    (attempt,) = built(0.01)["attempts"]
+    assert (attempt["precision"], attempt["notes"]["rounded"]) == ("int8 with activations in fp32", [kind])
+    # What this engine cannot do exactly is left to ONNX Runtime, asked for or at the end of the ladder.
+    with pytest.raises(ConversionError, match=rf"weights of {kind}.*take onnxruntime") as refusal:
+        built(0.01, precision="fp32")
+    assert refusal.value.code == "unsupported"
+    with pytest.raises(ConversionError, match=r"mean_kl is .*; fp32: .* take onnxruntime") as refusal:
+        built(0.0)
+    assert refusal.value.code == "unsupported"
 
 
 def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

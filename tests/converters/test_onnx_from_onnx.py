@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from converters.errors import ConversionError
-from converters.onnx_from_onnx import check_model, onnx_from_onnx
+from converters.onnx_from_onnx import GraphTarget, check_model, onnx_from_onnx
 from converters.verify_onnx import open_result, open_source, verify_detection, verify_encoder
 from models.engines.onnx import OnnxEngine
 from tests.converters.manifests import detection_manifest, embedding_manifest
@@ -206,3 +206,21 @@ def test_real_detectors_keep_their_boxes(test_data: Path, folders: tuple[Path, P
     verdict = verify_detection(manifest, open_source(source, 2), open_result(folder / "model.onnx", 2))
     assert verdict.passed
     assert len(onnx.load(str(folder / "model.onnx")).graph.node) < len(onnx.load(str(source)).graph.node)
+
+
+@pytest.mark.parametrize("is_standard", [False, True])
+def test_auxiliary_outputs_and_what_makes_them_are_gone(tmp_path: Path, folders: tuple[Path, Path], is_standard: bool) -> None:
+    scratch, folder = folders
+    value = detector()
+    value.graph.node.extend([helper.make_node("Relu", ["flat_logits"], ["aux"]), helper.make_node("Exp", ["shares"], ["spread"])])
+    for name in ("aux", "shares", "spread"):
+        value.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", None]))
+    path, manifest = save(tmp_path / "m.onnx", value, external="weights.bin"), detection_manifest()
+    source = onnx_from_onnx(
+        path, {"weights.bin": tmp_path / "weights.bin"}, scratch, folder, manifest, GraphTarget(is_standard=is_standard)
+    )
+    for written in (source, folder / "model.onnx"):
+        graph = onnx.load(str(written)).graph
+        assert {each.name for each in graph.output} == {"logits", "pred_boxes"}
+        assert not {"Relu", "Exp"} & {node.op_type for node in graph.node}
+    assert verify_detection(manifest, open_source(source, 1), open_result(folder / "model.onnx", 1)).passed

@@ -88,7 +88,8 @@ function verdict(model) {
   if (!model.verdict) return [];
   const refused = model.ladder.filter((attempt) => attempt.status !== "passed");
   const word = model.verdict === "failed" ? "not proven" : model.verdict;
-  if (refused.length === 0) return [word];
+  const notes = model.ladder.at(-1)?.notes;
+  if (refused.length === 0) return notes ? [make("span", { textContent: word, title: notes })] : [word];
   const list = refused.map((attempt) => make("li", { textContent: `${attempt.precision}: ${attempt.reason || attempt.status}` }));
   return [make("details", {}, make("summary", { textContent: `${word}, after ${refused.length} refused` }), make("ul", {}, ...list))];
 }

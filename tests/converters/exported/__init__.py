@@ -1,4 +1,4 @@
-"""Detectors whose graphs only torch can write, exported once: what builds plans of them needs it not.
+"""Models whose graphs only torch can write, exported once: what builds plans of them needs it not.
 
 Small models with random weights, as `tests/converters/transformers/exported.py` wrote them; `make test-convert` holds them to what the
 exporter writes now.
@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-MODELS = ("rt_detr", "d_fine")
+DETECTORS = ("rt_detr", "d_fine")
+MODELS = (*DETECTORS, "mobilebert")
 PLACE = Path(__file__).parent
 
 

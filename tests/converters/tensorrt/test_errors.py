@@ -22,7 +22,7 @@ DRIVER = (
         (
             "10: [optimizer.cpp::computeCosts::3728] Error Code 10: Internal Error (Could not find any implementation for node "
             "{ForeignNode[/decoder/norm1/Constant...(Unnamed Layer* 812) [Shuffle]]}.)",
-            "no_memory",
+            "no_kernel",
             "stop pipelines",
         ),
         (

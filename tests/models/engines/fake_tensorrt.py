@@ -30,10 +30,15 @@ Profile = Mapping[str, Sequence[Sequence[int]]]
 
 def write_plan(folder: Path, model: onnx.ModelProto, profiles: Sequence[Profile], narrow: bool = False, host: Sequence[str] = ()) -> Path:
     """Write model.plan. `narrow`: int64 becomes int32, as TensorRT 8 does; `host`: inputs that are read from host memory."""
-    facts = json.dumps({"profiles": profiles, "narrow": narrow, "host": list(host)}).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.plan").write_bytes(MAGIC + struct.pack("<I", len(facts)) + facts + model.SerializeToString())
+    (folder / "model.plan").write_bytes(plan_bytes(model, profiles=profiles, narrow=narrow, host=list(host)))
     return folder
+
+
+def plan_bytes(model: onnx.ModelProto, **facts: Any) -> bytes:
+    text = json.dumps(facts).encode()
+    content: bytes = model.SerializeToString()
+    return MAGIC + struct.pack("<I", len(text)) + text + content
 
 
 def load_plan(folder: Path, options: EngineOptions | None = None, device: Device = GPU, module: Any = None) -> Plan:
@@ -54,6 +59,7 @@ class TensorLocation(enum.Enum):
 
 class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+    Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3, VERBOSE=4)
 
 
 class IOutputAllocator:
@@ -91,12 +97,15 @@ NUMPY[DataType.INT64] = "i8"
 
 
 class Engine:
-    def __init__(self, logger: Any, model: onnx.ModelProto, profiles: Any, narrow: bool, host: Sequence[str]) -> None:
+    def __init__(
+        self, logger: Any, model: onnx.ModelProto, profiles: Any, narrow: bool, host: Sequence[str], layers: Sequence[Any] = ()
+    ) -> None:
         self.logger = logger
         self.model = model
         self.profiles = profiles
         self.narrow = narrow
         self.host = host
+        self.layers = layers
         self.values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
         self.names = list(self.values)
         self.num_io_tensors = len(self.names)
@@ -122,6 +131,9 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, index: int) -> list[list[int]]:
         shapes: list[list[int]] = self.profiles[index].get(name) or [self.get_tensor_shape(name)] * 3
         return shapes
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": self.layers, "Bindings": self.names}))
 
     def create_execution_context(self) -> Context:
         return Context(self)
