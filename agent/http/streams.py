@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from agent.errors import AgentError
 from agent.http.collaborators import Frame, Limits, ServiceFailure
 from agent.http.errors import ApiError, failed
+from agent.http.outcome import answered
 
 LOG = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ class EventStream(Response):
                 if not has_head:
                     await item.response()(scope, receive, send)
                     return
+                answered(scope).has_failed = True  # the head said 200
                 item = event(item.body())
             if not has_head:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

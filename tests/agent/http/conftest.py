@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.http.app import Application, create_app
 from agent.http.collaborators import Cameras, Limits, Services, Sightings
+from agent.http.outcome import Outcome
 from agent.http.server import HttpServer, bind
 from tests.agent.http.fakes import Eyes, Foreman, Node, Parrot, Switch
 
@@ -30,11 +31,12 @@ class House:
     limits: Limits = field(default_factory=Limits)
     cameras: Cameras | None = None
     sightings: Sightings | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
 
     def app(self) -> Application:
         services = Services(
             "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests, self.foreman,
-            cameras=self.cameras, sightings=self.sightings,
+            cameras=self.cameras, sightings=self.sightings, record=self.outcomes.append,
         )  # fmt: skip
         return create_app(services, CollectorRegistry(), self.limits)
 

@@ -144,6 +144,16 @@ async def test_in_flight_counts_streams_until_their_end_and_bounds_them(house: H
     assert await app.in_flight.wait_idle(5)
 
 
+@pytest.mark.parametrize(("words", "is_good"), [("all is well", True), ("to fall over", False), ("boom", False)])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_stream_that_ends_with_an_error_is_no_good_answer(
+    client: httpx.AsyncClient, house: House, words: str, is_good: bool, stream: bool
+) -> None:
+    answer = await client.post("/v1/chat/completions", json={**ASK, "messages": [{"role": "user", "content": words}], "stream": stream})
+    assert answer.status_code == (200 if is_good or (stream and words != "boom") else 503)
+    assert [outcome.is_good for outcome in house.outcomes] == [is_good]
+
+
 async def test_the_demo_switch(client: httpx.AsyncClient, house: House) -> None:
     assert (await client.get("/node")).json()["demo"] == {"primary_is_on": True}
     assert (await client.post("/demo/primary", json={"on": False})).json() == {"primary_is_on": False}
