@@ -74,12 +74,17 @@ class HttpSettings(Slice):
 
     `keys_file` has the SHA-256 of each API key in hex, one a line, `#` begins a comment; without the file no key is asked for. A key is
     made with `openssl rand -hex 24`, its line with `printf %s KEY | sha256sum | cut -c1-64`.
+
+    in_flight   inference requests that this node answers itself at the same time; one more is told to come back (429)
+    forwarded   those that wait for the primary, or for a kept answer, beside them
     """
 
     host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_-]{0,252}$")
     port: int = Field(default=8080, ge=0, le=65535)
     advertise: Annotated[str, AfterValidator(_advertised)] = ""
     keys_file: Path | None = None
+    in_flight: int = Field(default=32, ge=1, le=4096)
+    forwarded: int = Field(default=256, ge=1, le=4096)
 
 
 class MqttSettings(Slice):

@@ -30,7 +30,7 @@ from agent.gateway.probe import probe_primary
 from agent.gateway.side import GatewaySide
 from agent.history import History
 from agent.http.app import create_app
-from agent.http.collaborators import Services
+from agent.http.collaborators import Limits, Services
 from agent.http.demo import RemoteSwitch
 from agent.http.server import HttpServer, bind
 from agent.known_models import KnownModels
@@ -194,9 +194,10 @@ class _Node:
             cameras=self.cameras.orders,
             sightings=self.cameras.keeper,
         )
-        app = create_app(gateway.before(services), CollectorRegistry())
+        limits = Limits(in_flight=self.settings.http.in_flight, forwarded=self.settings.http.forwarded)
+        app = create_app(gateway.before(services), CollectorRegistry(), limits)
         self._in_flight = lambda: app.in_flight.count
-        server = HttpServer(app.asgi, listener, stop_s=DRAIN_S, closing=app.closing)
+        server = HttpServer(app.asgi, listener, limits, stop_s=DRAIN_S, closing=app.closing)
         self._view.endpoint = configured_endpoint(self.settings, server.port)
         # The receiver is around everything, so that a second signal finds it too and does not cut the ending short.
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

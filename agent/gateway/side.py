@@ -33,7 +33,7 @@ from agent.served import ServedModels
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS = 512  # over every limit of requests in flight, so that none waits for a free one
+MORE_CONNECTIONS = 64  # than requests may be forwarded: for probes, and for paths that are passed on without being counted
 
 
 class OwnNames:
@@ -88,8 +88,9 @@ class GatewaySide:
         self._store = _store(node.cache, node.node.state) if node.cache.ttl_s else None
         self._tell = tell
         self._key = KeyFile(settings.key_file).key
+        connections = node.http.forwarded + MORE_CONNECTIONS
         self._client = httpx.AsyncClient(
-            trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=30.0)
+            trust_env=False, limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32, keepalive_expiry=30.0)
         )
         self.answers: AnswerCache | None = None
         self._sla = SlaRecord(node.node.state / "sla.sqlite", now_s, self._standing)

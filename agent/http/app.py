@@ -30,7 +30,8 @@ from agent.http import (
 from agent.http.camera_metrics import CameraCollector
 from agent.http.collaborators import Limits, Services
 from agent.http.context import Context
-from agent.http.front import Front, InFlight
+from agent.http.front import Front
+from agent.http.in_flight import AnsweredHere, InFlight
 from agent.http.metrics import Metrics
 from agent.http.streams import ClientLeft
 
@@ -51,7 +52,7 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     if services.vision is not None:
         registry.register(CameraCollector(services.vision, services.sightings))
     context = Context(services, limits, metrics)
-    in_flight = InFlight()
+    in_flight, here = InFlight(), InFlight()
     # The interactive documentation of FastAPI loads scripts from a CDN; the schema at /openapi.json is enough.
     app = FastAPI(title="Hotspare", docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
@@ -68,5 +69,6 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     if services.demo is not None:
         app.include_router(demo.router(services.demo))
     app.include_router(page.router())
-    layered = services.around(app) if services.around else app
-    return Application(Front(layered, services, limits, metrics, in_flight), in_flight, context.closing)
+    bounded = AnsweredHere(app, limits.in_flight, here)
+    layered = services.around(bounded) if services.around else bounded
+    return Application(Front(layered, services, limits, metrics, in_flight, here), in_flight, context.closing)

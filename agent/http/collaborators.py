@@ -327,12 +327,16 @@ class Services:
 
 @dataclass(frozen=True)
 class Limits:
+    """`in_flight`: inference requests that this node answers itself at the same time; `forwarded`: those that wait for the primary, for a
+    kept answer or for an equal request."""
+
     json_bytes: int = 8 << 20
     picture_bytes: int = 20 << 20
     body_s: float = 30.0
     header_s: float = 10.0
     answer_s: float = 600.0
     in_flight: int = 32
+    forwarded: int = 256
     batch_items: int = 8  # of all batches, at the same time; the worker's queue has 16 places beside its slots, and chats need some
     pictures: int = 4  # each holds up to picture_bytes of memory
     watchers: int = 8

@@ -16,54 +16,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.http.collaborators import Limits, Services
 from agent.http.errors import ApiError, refused
+from agent.http.in_flight import InFlight, too_many
 from agent.http.metrics import Metrics
 from agent.http.outcome import Outcome, answered
+from agent.http.paths import INFERENCE, OPEN_WITHOUT_KEY, is_inference
 from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
 
-PREFIXES = ("/v1", "", "/beta")  # OpenAI's base, DeepSeek's bare host, and its beta base
-INFERENCE = frozenset(
-    prefix + path
-    for prefix in PREFIXES
-    for path in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/batch", "/classify", "/detect")
-)
-OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
-
-
-class InFlight:
-    """How many inference requests are being answered; draining waits for none."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._is_idle = anyio.Event()
-        self._is_idle.set()
-
-    def enter(self) -> None:
-        if self.count == 0:
-            self._is_idle = anyio.Event()
-        self.count += 1
-
-    def leave(self) -> None:
-        self.count -= 1
-        if self.count == 0:
-            self._is_idle.set()
-
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """True once nothing is in flight, False if that took longer than `timeout_s`."""
-        with anyio.move_on_after(timeout_s):
-            while self.count:
-                await self._is_idle.wait()
-        return self.count == 0
-
 
 class Front:
-    def __init__(self, app: ASGIApp, services: Services, limits: Limits, metrics: Metrics, in_flight: InFlight) -> None:
+    """`in_flight`: all inference requests; `here`: those of them that this node answers itself."""
+
+    def __init__(self, app: ASGIApp, services: Services, limits: Limits, metrics: Metrics, in_flight: InFlight, here: InFlight) -> None:
         self._app = app
         self._services = services
         self._limits = limits
         self._metrics = metrics
         self._in_flight = in_flight
+        self._here = here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,7 +44,7 @@ class Front:
         served_by = f"hotspare/{self._services.node_id}"
         note = answered(scope)
         first_s: float | None = None
-        is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"
+        is_asked = is_inference(scope)
 
         async def send_named(message: Message) -> None:
             nonlocal status, first_s
@@ -82,7 +53,7 @@ class Front:
                 headers = MutableHeaders(scope=message)
                 headers["X-Served-By"] = served_by
                 headers["X-Content-Type-Options"] = "nosniff"
-                if is_inference or note.cloud_calls:
+                if is_asked or note.cloud_calls:
                     headers["X-Hotspare-Backend"] = note.backend
             elif first_s is None and message.get("body"):
                 first_s = time.monotonic()
@@ -90,6 +61,9 @@ class Front:
 
         try:
             await self._admit(scope, receive, send_named)
+        except Exception:  # the server breaks the connection off, whatever the head said
+            note.has_failed = True
+            raise
         finally:
             endpoint = getattr(scope.get("route"), "path", None) or (scope["path"] if scope["path"] in INFERENCE else "other")
             self._metrics.requests.labels(endpoint, _method(scope), status).inc()
@@ -104,15 +78,15 @@ class Front:
                     self._services.record(outcome)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"
-        problem = self._key_problem(scope) or (self._gate_problem() if is_inference else None) or self._length_problem(scope)
+        is_asked = is_inference(scope)
+        problem = self._key_problem(scope) or (self._gate_problem() if is_asked else None) or self._length_problem(scope)
         if problem:
             # A node that was not told to serve refuses by design; one that is too busy fails its clients.
-            answered(scope).is_counted = is_inference and problem.status_code == 429
+            answered(scope).is_counted = is_asked and problem.status_code == 429
             await problem.response()(scope, receive, send)
             return
         bounded = self._bounded(scope, receive)
-        if not is_inference:
+        if not is_asked:
             await self._app(scope, bounded, send)
             return
         answered(scope).is_counted = True
@@ -151,11 +125,9 @@ class Front:
         if isinstance(answer, Refused):
             self._metrics.refusals.labels(answer.mode).inc()
             return refused(answer)
-        if self._in_flight.count >= self._limits.in_flight:
-            return ApiError(
-                429, f"{self._in_flight.count} requests are in flight, the limit of this node; try again soon",
-                type_="rate_limit_error", code="busy", headers={"Retry-After": "1"},
-            )  # fmt: skip
+        elsewhere = self._in_flight.count - self._here.count
+        if elsewhere >= self._limits.forwarded:
+            return too_many(elsewhere, "wait for the primary or for a kept answer")
         return None
 
     def _length_problem(self, scope: Scope) -> ApiError | None:

@@ -100,6 +100,7 @@ class Setup:
     around: Callable[[ASGIApp, Primary], ASGIApp] = lambda app, primary: app
     key_digests: tuple[bytes, ...] = ()
     sla: SlaRecord | None = None
+    limits: Limits = field(default_factory=lambda: Limits(in_flight=512))
 
     def record(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -130,7 +131,7 @@ class Setup:
                 "spare-1", node, node.gate, self.text, Eyes(), key_digests=self.key_digests, around=around, record=self.record,
                 sla=self.sla.report if self.sla else None,
             )  # fmt: skip
-            app = create_app(services, CollectorRegistry(), Limits(in_flight=512))
+            app = create_app(services, CollectorRegistry(), self.limits)
             server = HttpServer(app.asgi, bind("127.0.0.1", 0), Limits(), stop_s=1, closing=app.closing)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)

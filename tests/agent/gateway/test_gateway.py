@@ -11,12 +11,14 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import httpx
 import openai
 import pytest
 from anyio.streams.tls import TLSListener
 
 from agent.gateway.breaker import Closed, HalfOpen, Open
-from agent.http.collaborators import ServiceFailure
+from agent.gateway.forward import Budgets
+from agent.http.collaborators import Limits, ServiceFailure
 from tests.agent.gateway import primaries
 from tests.agent.gateway.conftest import LOCAL, House, Setup
 from tests.agent.gateway.primaries import WORDS, Call, cut_at, stall_after, status, stream_bytes, well
@@ -25,6 +27,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 ASKED: dict[str, Any] = {"model": "deepseek-chat", "messages": [{"role": "user", "content": "hi"}]}
 CLOUD_TEXT, LOCAL_TEXT = "".join(WORDS), "".join(LOCAL)
+NO_LIMIT = httpx.Limits(max_connections=None)
 
 
 async def streamed(house: House, **more: Any) -> tuple[str, str | None, str]:
@@ -40,7 +43,7 @@ async def streamed(house: House, **more: Any) -> tuple[str, str | None, str]:
 
 
 async def until(holds: Any, what: str) -> None:
-    with anyio.move_on_after(5.0):
+    with anyio.move_on_after(30.0):
         while True:
             if holds():
                 return
@@ -428,3 +431,47 @@ async def test_other_paths_pass_and_the_nodes_own_stay(setup: Setup) -> None:
         gone = await house.client.get("/user/balance")
         assert (gone.status_code, gone.json()["error"]["code"]) == (503, "primary_unavailable")
         assert (await house.client.get("/v1/../etc/passwd")).status_code == 404
+
+
+async def test_what_is_forwarded_does_not_count_against_the_work_of_this_node(setup: Setup) -> None:
+    """64 streams of the primary at once, on a node that answers two itself."""
+    go_on, many = anyio.Event(), 64
+
+    async def held(call: Call) -> None:
+        await call.begin_stream()
+        events = stream_bytes(model=str(call.fields["model"]))
+        await call.part(b"".join(events[:3]))
+        await go_on.wait()
+        await call.part(b"".join(events[3:]))
+        await call.end_stream()
+
+    setup.cloud.behave = held
+    setup.policy = replace(setup.policy, budgets=Budgets(between_tokens_s=60.0, first_byte_s=60.0, first_token_s=60.0))
+    setup.limits, setup.text.pace_s = Limits(in_flight=2, forwarded=many), 1.0
+    texts: list[str] = []
+    async with setup.running(probes=False) as house, httpx.AsyncClient(timeout=60.0, limits=NO_LIMIT, trust_env=False) as client:
+        url = f"{house.client.base_url}/v1/chat/completions"
+
+        async def one() -> None:
+            texts.append((await client.post(url, json={**ASKED, "stream": True})).text)
+
+        async def local() -> None:
+            assert (await client.post(url, json={**ASKED, "model": "parrot"})).status_code == 200
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(many):
+                tasks.start_soon(one)
+            await until(lambda: len(setup.cloud.calls) == many, "all of them at the primary")
+            more = await client.post(url, json=ASKED)
+            assert (more.status_code, more.json()["error"]["code"]) == (429, "busy")
+            assert int(more.headers["retry-after"]) >= 1
+            go_on.set()
+        assert texts == [b"".join(stream_bytes(model="deepseek-chat")).decode()] * many
+
+        setup.cloud.behave = well
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(local)
+            await until(lambda: setup.text.asked == 2, "two answers in the making")
+            assert (await client.post(url, json={**ASKED, "model": "parrot"})).status_code == 429, "a third one of its own"
+            assert (await client.post(url, json=ASKED)).status_code == 200, "the primary's are none of these"
