@@ -41,6 +41,8 @@ class CannotContinue(Exception):
 
 def why_not(fields: Mapping[str, Any], said: Said) -> str:
     """Why the rest of this answer cannot come from a local model; empty: it can."""
+    if "input" in fields:
+        return "responses in items are not gone on with"
     if not said.is_plain:
         return "it was calling a tool, or had several choices"
     if (fields.get("n") or 1) != 1:

@@ -183,6 +183,8 @@ async def exchange(
         if failure := failure_of_status(response.status_code, response.headers, key_is_ours, wire_now()):
             raise PrimaryFailed(failure)
         is_json = "json" in response.headers.get("content-type", "")
+        if response.status_code in (404, 405) and asked.path.endswith("/responses"):  # DeepSeek has no such thing, and is well all the same
+            raise PrimaryFailed(Failure("malformed", f"HTTP {response.status_code}: it has no {asked.path}", weight=0.0))
         if response.status_code in (404, 405) and not is_json:  # a balancer without the service behind it answers so
             raise PrimaryFailed(Failure("malformed", f"HTTP {response.status_code} that is not the API's"))
         yield Exchange(response, budgets, started_s)

@@ -188,7 +188,9 @@ class Gateway:
                 begun = await (self._begin_stream(asked, stack) if asked.wants_stream else self._whole(asked))
             except PrimaryFailed as failed:
                 self._primary.failed(failed.failure)
-                if is_second or not failed.failure.facts.is_quick or failed.failure.retry_after_s or not self._primary.may_retry():
+                failure = failed.failure
+                is_worth_it = failure.facts.is_quick and failure.weight and not failure.retry_after_s
+                if is_second or not is_worth_it or not self._primary.may_retry():
                     raise
                 is_second = True
                 await anyio.sleep(random.random() * RETRY_PAUSE_S)

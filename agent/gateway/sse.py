@@ -70,7 +70,21 @@ class Said:
             return "malformed", "an event that is no object"
         if chunk.get("error"):
             return "error", _words(chunk["error"])
-        return self._chunk(chunk)
+        return self._typed(chunk) if isinstance(chunk.get("type"), str) and "sequence_number" in chunk else self._chunk(chunk)
+
+    def _typed(self, item: Mapping[str, Any]) -> tuple[Kind, str]:
+        """An event of the Responses API; its answers are not gone on with."""
+        self.is_plain = False
+        kind, response = item["type"], item.get("response")
+        if kind in ("error", "response.failed"):
+            error = response.get("error") if isinstance(response, dict) else item
+            return "error", _words(error)
+        if kind in ("response.completed", "response.incomplete"):
+            self.has_token = True
+            return "done", ""
+        is_token = kind.endswith((".delta", ".done"))
+        self.has_token = self.has_token or is_token
+        return ("token" if is_token else "other"), ""
 
     def _chunk(self, chunk: Mapping[str, Any]) -> tuple[Kind, str]:
         if not self.head:

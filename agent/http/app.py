@@ -24,6 +24,7 @@ from agent.http import (
     node,
     page,
     rerank,
+    responses,
     sightings,
     sla,
 )
@@ -62,7 +63,7 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
         return Response(status_code=499)
 
     app.add_exception_handler(ClientLeft, client_left)
-    for part in (chat, completions, encoders, rerank, batch, detection, cameras, camera_orders, sightings, deployments, node):
+    for part in (chat, completions, responses, encoders, rerank, batch, detection, cameras, camera_orders, sightings, deployments, node):
         app.include_router(part.router(context))
     app.include_router(node.models_router(context))
     app.include_router(sla.router(services.sla))

@@ -123,11 +123,13 @@ def _path(path: Sequence[str | int], body: Any, is_missing: bool) -> str:
     """Pydantic mixes the branches of unions into the path; only what can be found in the body is part of it."""
     text = ""
     for position, part in enumerate(path):
+        if not isinstance(body, (dict, list)):
+            break
         is_last_missing = is_missing and position == len(path) - 1
         try:
-            body = None if is_last_missing else body[part]
+            body = None if is_last_missing else body[part]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
-            break
+            continue
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 

@@ -8,7 +8,7 @@ PREFIXES = ("/v1", "", "/beta")  # OpenAI's base, DeepSeek's bare host, and its 
 INFERENCE = frozenset(
     prefix + path
     for prefix in PREFIXES
-    for path in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/batch", "/classify", "/detect")
+    for path in ("/chat/completions", "/completions", "/responses", "/embeddings", "/rerank", "/batch", "/classify", "/detect")
 )
 OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
 

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -83,6 +84,22 @@ async def unless_left(request: Request, call: Callable[[], Awaitable[Result]], t
     raise ClientLeft
 
 
+def event(value: Any) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+@dataclass(frozen=True)
+class EventForm:
+    """How events are written, what a failure after the head looks like, and what comes last."""
+
+    written: Callable[[Any], bytes] = event
+    broken: Callable[[ApiError], bytes] = lambda error: event(error.body())
+    end: bytes = b"data: [DONE]\n\n"
+
+
+CHUNKS = EventForm()
+
+
 class EventStream(Response):
     """Server-sent events from `write`, which emits JSON values.
 
@@ -92,8 +109,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, write: Callable[[Emit], Awaitable[None]], limits: Limits, on_left: Callable[[], None]) -> None:
+    def __init__(
+        self, write: Callable[[Emit], Awaitable[None]], limits: Limits, on_left: Callable[[], None], form: EventForm = CHUNKS
+    ) -> None:
         self._write = write
+        self._form = form
         self._on_left = on_left
         self._limits = limits
         self.status_code = 200
@@ -118,13 +138,14 @@ class EventStream(Response):
 
     async def _produce(self, outbox: MemoryObjectSendStream[bytes | ApiError]) -> None:
         async def emit(value: Any) -> None:
-            await outbox.send(event(value))
+            await outbox.send(self._form.written(value))
 
         async with outbox:
             try:
                 with anyio.fail_after(self._limits.answer_s):
                     await self._write(emit)
-                await outbox.send(b"data: [DONE]\n\n")
+                if self._form.end:
+                    await outbox.send(self._form.end)
             except ApiError as error:
                 await outbox.send(error)
             except AgentError as failure:
@@ -147,7 +168,7 @@ class EventStream(Response):
                     await item.response()(scope, receive, send)
                     return
                 answered(scope).has_failed = True  # the head said 200
-                item = event(item.body())
+                item = self._form.broken(item)
             if not has_head:
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 has_head, wait_s = True, self._limits.keep_alive_s
@@ -218,10 +239,6 @@ async def closing(items: AsyncIterator[Item]) -> AsyncIterator[AsyncIterator[Ite
     finally:
         if isinstance(items, AsyncGenerator):
             await items.aclose()
-
-
-def event(value: Any) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _cancel_when_left(receive: Receive, scope: CancelScope, on_left: Callable[[], None] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import ssl
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -475,3 +476,64 @@ async def test_what_is_forwarded_does_not_count_against_the_work_of_this_node(se
             await until(lambda: setup.text.asked == 2, "two answers in the making")
             assert (await client.post(url, json={**ASKED, "model": "parrot"})).status_code == 429, "a third one of its own"
             assert (await client.post(url, json=ASKED)).status_code == 200, "the primary's are none of these"
+
+
+def response_events(words: Sequence[str] = WORDS) -> list[bytes]:
+    """A streamed answer of the Responses API, as far as the gateway and the client look at it."""
+    response: dict[str, Any] = {
+        "id": "resp_cloud",
+        "object": "response",
+        "status": "in_progress",
+        "model": "cloud-1",
+        "output": [],
+        "error": None,
+    }
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    events: list[dict[str, Any]] = [{"type": "response.created", "response": response}]
+    events += [{"type": "response.output_text.delta", **place, "delta": word, "logprobs": []} for word in words]
+    events.append({"type": "response.completed", "response": {**response, "status": "completed"}})
+    lines = [json.dumps({**item, "sequence_number": number}).encode() for number, item in enumerate(events)]
+    return [b"event: " + item["type"].encode() + b"\ndata: " + line + b"\n\n" for item, line in zip(events, lines, strict=True)]
+
+
+async def spoken(house: House) -> str:
+    stream = await house.openai.responses.create(model="deepseek-chat", input="hi", stream=True)
+    return "".join([item.delta async for item in stream if item.type == "response.output_text.delta"])
+
+
+async def test_responses_go_to_the_primary_and_are_answered_here_until_their_first_word(setup: Setup) -> None:
+    async def answers(call: Call) -> None:
+        assert call.path == "/v1/responses"
+        if not call.fields.get("stream"):
+            await call.answer(200, b'{"id":"resp_cloud","object":"response","status":"completed","output":[{"type":"message"}]}')
+            return
+        await call.begin_stream()
+        await call.part(b"".join(response_events()))
+        await call.end_stream()
+
+    async def cut(call: Call) -> None:
+        await call.begin_stream()
+        await call.part(b"".join(response_events()[:cut_after]))
+        raise anyio.EndOfStream
+
+    setup.cloud.behave = answers
+    async with setup.running(probes=False) as house:
+        raw = await house.client.post("/v1/responses", json={"model": "deepseek-chat", "input": "hi", "stream": True})
+        assert raw.content == b"".join(response_events()), "untouched"
+        assert await spoken(house) == CLOUD_TEXT
+        assert (await house.openai.responses.create(model="deepseek-chat", input="hi")).id == "resp_cloud"
+        setup.cloud.behave, cut_after = cut, 1
+        assert await spoken(house) == LOCAL_TEXT
+        setup.cloud.behave = answers
+        assert await spoken(house) == CLOUD_TEXT
+        setup.cloud.behave, cut_after = cut, 3
+        with pytest.raises(openai.APIError, match="not gone on with"):
+            await spoken(house)
+        assert isinstance(house.primary.state, Closed)
+        state = house.primary.state
+        setup.cloud.behave = status(404)
+        assert await spoken(house) == LOCAL_TEXT, "DeepSeek has no such path"
+        assert (await house.openai.responses.create(model="deepseek-chat", input="hi")).output_text == LOCAL_TEXT
+        assert house.primary.state == state, "and is well all the same"
+        with pytest.raises(openai.InternalServerError, match="cannot stand in: store"):
+            await house.openai.responses.create(model="deepseek-chat", input="hi", store=True)
