@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from agent.protocol.operations import Target
@@ -170,6 +170,23 @@ class WorkerSettings(Slice):
     hang_s: float = Field(default=120.0, gt=0)
 
 
+class Alias(Slice):
+    """Another name for a model, perhaps with an adapter; in short `"model"` or `"model:adapter"`. `thinking`: whether the model thinks
+    where a request does not say; left out, the model's own way."""
+
+    model: str = Field(min_length=1)
+    adapter: str = ""
+    thinking: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        model, _, adapter = values.partition(":")
+        return {"model": model, "adapter": adapter}
+
+
 class ModelSettings(Slice):
     """`store` holds artefacts and engines; empty: the node's state folder.
 
@@ -179,7 +196,7 @@ class ModelSettings(Slice):
     store: Path | None = None
     budget_gb: float = Field(default=0.0, ge=0)
     serve: tuple[str, ...] = ("smollm2-135m-instruct", "all-minilm-l6-v2")
-    aliases: dict[str, str] = Field(default_factory=dict)
+    aliases: dict[str, Alias] = Field(default_factory=dict)
 
 
 class ConvertSettings(Slice):

@@ -65,7 +65,6 @@ from agent.telemetry.sensors import open_sensors
 from agent.text import TextService
 from agent.view import View
 from agent.watchdog import SignsOfLife, feed_watchdog
-from models.catalog import CatalogError
 from models.durable import StoreError, exclusive
 from models.store import Store, open_store
 
@@ -193,6 +192,7 @@ class _Node:
             deployments=LocalDeployments(self._orders),
             cameras=self.cameras.orders,
             sightings=self.cameras.keeper,
+            meant=self._served.meant,
         )
         limits = Limits(in_flight=self.settings.http.in_flight, forwarded=self.settings.http.forwarded)
         app = create_app(gateway.before(services), CollectorRegistry(), limits)
@@ -360,23 +360,17 @@ class _Node:
             self._held_document = document
             return
         pipelines = {
-            one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._own_name(one.model)} for one in document.pipelines
+            one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._known.own_name(one.model)}
+            for one in document.pipelines
         }
         try:
-            is_news = self._desired.take(document.rev, tuple(self._own_name(model.name) for model in document.models), pipelines)
+            is_news = self._desired.take(document.rev, tuple(self._known.own_name(model.name) for model in document.models), pipelines)
         except OSError as error:  # it comes again with the next session
             logger.error("desired state of revision %d cannot be kept: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
             self._history.add("desired", "error", f"revision {document.rev} cannot be kept: {error}")
             return
         if is_news:
             logger.info("desired state of revision %d taken", document.rev)
-
-    def _own_name(self, model: str) -> str:
-        """A model's name for an alias; an unknown one fails later, where it can be reported."""
-        try:
-            return self._known.find(model).name
-        except CatalogError:
-            return model
 
     def _is_autonomous(self) -> bool:
         return self._standby.state.autonomy is not None

@@ -27,7 +27,7 @@ def checked(settings: Settings, catalog: Catalog) -> Settings:
     models = settings.models.model_copy(
         update={
             "serve": tuple(dict.fromkeys(map(own, settings.models.serve))),
-            "aliases": {alias: own(model) for alias, model in settings.models.aliases.items()},
+            "aliases": {name: alias.model_copy(update={"model": own(alias.model)}) for name, alias in settings.models.aliases.items()},
         }
     )
     cameras = tuple(camera.model_copy(update={"model": own(camera.model)}) for camera in settings.cameras)
@@ -57,7 +57,7 @@ def key_digests(file: Path | None) -> tuple[bytes, ...]:
 def _model_problems(settings: Settings, catalog: Catalog) -> Iterator[str]:
     named: Mapping[str, tuple[str, ...]] = {
         "models.serve": settings.models.serve,
-        "models.aliases": tuple(settings.models.aliases.values()),
+        "models.aliases": tuple(alias.model for alias in settings.models.aliases.values()),
         "cameras": tuple(camera.model for camera in settings.cameras),
     }
     for field, names in named.items():
@@ -69,9 +69,13 @@ def _model_problems(settings: Settings, catalog: Catalog) -> Iterator[str]:
                 continue
             if field == "cameras" and manifest.task != "detection":
                 yield f"cameras: {manifest.name} is a model for {manifest.task}; a camera needs one for detection"
-    for alias in settings.models.aliases:
-        if alias in catalog.manifests:
-            yield f"models.aliases: {alias} is a model's own name, which an alias would hide"
+    for name, alias in settings.models.aliases.items():
+        if name in catalog.manifests:
+            yield f"models.aliases: {name} is a model's own name, which an alias would hide"
+        target = catalog.manifests.get(catalog.aliases.get(alias.model, alias.model))
+        if alias.adapter and target is not None and f"adapter.{alias.adapter}.config" not in target.files:
+            kept = sorted(role.split(".")[1] for role in target.files if role.startswith("adapter.") and role.endswith(".config"))
+            yield f"models.aliases: {target.name} has no adapter {alias.adapter!r} for {name}; it has {', '.join(kept) or 'none'}"
 
 
 def _file_problems(settings: Settings) -> Iterator[str]:

@@ -23,6 +23,7 @@ from agent.gateway.route import ANSWERED, destination, fields_of, to_client, to_
 from agent.gateway.sse import Kind, Said
 from agent.gateway.visit import ClientGone, LocalRun, Visit, read_body
 from agent.gateway.whole import check_whole, unless_suspect
+from agent.http.collaborators import Meant
 from agent.http.errors import ApiError
 from agent.http.outcome import Answered, answered
 from agent.http.streams import event
@@ -34,11 +35,14 @@ SLOWER_THAN_THE_HEDGE = 0.5
 
 
 class Names(Protocol):
-    """Which model names this node knows: `is_own` for those that mean a model of this node and no other, `is_known` with aliases too."""
+    """Which model names this node knows: `is_own` for those that mean a model of this node and no other, `is_known` with aliases too.
+    `meant`: what it takes a name for."""
 
     def is_own(self, name: str) -> bool: ...
 
     def is_known(self, name: str) -> bool: ...
+
+    def meant(self, name: str) -> Meant: ...
 
 
 @dataclass(frozen=True, slots=True)

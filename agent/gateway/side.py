@@ -24,9 +24,8 @@ from agent.gateway.keys import KeyFile
 from agent.gateway.primary import Primary
 from agent.gateway.probe import Probe, probe_primary
 from agent.gateway.sla import SlaRecord
-from agent.http.collaborators import Gate, ServiceFailure, Services
+from agent.http.collaborators import Gate, Meant, ServiceFailure, Services
 from agent.http.context import now_s
-from agent.http.generation import named
 from agent.mode import Allowed, Refused
 from agent.protocol.wire import Severity
 from agent.served import ServedModels
@@ -43,19 +42,22 @@ class OwnNames:
         self._served = served
 
     def is_own(self, name: str) -> bool:
-        reconciler = self._served.reconciler
-        return reconciler is not None and named(name)[0] in reconciler.actual.models
+        return self._served.is_own(name)
 
     def is_known(self, name: str) -> bool:
-        return self.is_own(self._served.canonical(named(name)[0]))
+        return self._served.is_own(self.meant(name).model)
+
+    def meant(self, name: str) -> Meant:
+        return self._served.meant(name)
 
     def engine(self, name: str) -> str | None:
         """The engine that answers a name now, precisely; None: none does."""
         try:
-            served = self._served.resolve(named(name)[0])
+            meant = self.meant(name)
+            served = self._served.resolve(meant.model)
         except ServiceFailure:
             return None
-        return f"local:{served.manifest.name}:{served.folder.name}"
+        return f"local:{served.manifest.name}:{served.folder.name}:{meant.adapter}:{meant.thinking}"
 
 
 class AnswerOrigins:

@@ -12,9 +12,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from agent.http.collaborators import TextDelta, TextService, TokenLogprob, Usage
+from agent.http.collaborators import Meant, TextDelta, TextService, TokenLogprob, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, follow, jobs_of, named, sampling_of, usage_of
+from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.reply import Call, Reply, Said
 from agent.http.requests import ChatRequest
@@ -41,7 +41,9 @@ def router(context: Context) -> APIRouter:
         """Answer a conversation."""
         text = context.text()
         # In a thread: megabytes take seconds, in which the node must go on answering and renewing its lease.
-        turn = await anyio.to_thread.run_sync(turn_of, text, body, Caller(answered(request.scope).tenant))
+        turn = await anyio.to_thread.run_sync(
+            turn_of, text, body, context.services.meant(body.model), Caller(answered(request.scope).tenant)
+        )
         if body.stream:
             return EventStream(partial(_stream, context, body, turn), context.limits, context.metrics.disconnects.inc)
         calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
@@ -52,11 +54,11 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-def turn_of(text: TextService, body: ChatRequest, caller: Caller) -> Turn:
-    """Raises AgentError, ApiError."""
-    model, adapter = named(body.model)
-    sampling = sampling_of(body, body.limit, caller, body.wanted_logprobs, body.grammar(), adapter)
-    thinking = None if body.thinking is None else body.thinking.type == "enabled"
+def turn_of(text: TextService, body: ChatRequest, meant: Meant, caller: Caller) -> Turn:
+    """`meant`: what the name of the model stands for. Raises AgentError, ApiError."""
+    model = meant.model
+    sampling = sampling_of(body, body.limit, caller, body.wanted_logprobs, body.grammar(), meant.adapter)
+    thinking = meant.thinking if body.thinking is None else body.thinking.type == "enabled"
     messages = [message.plain() for message in body.messages]
     if body.messages[-1].prefix:
         prompt, said = text.continued_prompt(model, messages[:-1], messages[-1]["content"])

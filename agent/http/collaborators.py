@@ -61,6 +61,21 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Meant:
+    """What a client's name of a model stands for. `thinking`: unless the request says otherwise; None: the model's own default."""
+
+    model: str
+    adapter: str = ""
+    thinking: bool | None = None
+
+
+def split_name(name: str) -> Meant:
+    """`model:adapter`, where nothing is known of aliases."""
+    model, _, adapter = name.partition(":")
+    return Meant(model, adapter)
+
+
+@dataclass(frozen=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
@@ -307,7 +322,7 @@ class Services:
     """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open.
 
     `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended,
-    `sla` reports what that came to.
+    `sla` reports what that came to. `meant` reads a client's name of a model; an unknown one stands for itself.
     """
 
     node_id: str
@@ -323,6 +338,7 @@ class Services:
     sla: Callable[[], Mapping[str, Any]] | None = None
     cameras: Cameras | None = None
     sightings: Sightings | None = None
+    meant: Callable[[str], Meant] = split_name
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from agent.http.collaborators import TextDelta, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Caller, Job, complete, completion_logprobs, follow, jobs_of, named, sampling_of, usage_of
+from agent.http.generation import Caller, Job, complete, completion_logprobs, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.requests import CompletionRequest
 from agent.http.streams import Emit, EventStream, all_of, unless_left
@@ -28,18 +28,19 @@ def router(context: Context) -> APIRouter:
         """Continue one prompt or several."""
         text = context.text()
         asked = body.prompts
-        model, adapter = named(body.model)
+        meant = context.services.meant(body.model)
+        model = meant.model
         caller = Caller(answered(request.scope).tenant)
         top_logprobs = -1 if body.logprobs is None else body.logprobs
 
         def jobs_of_body() -> list[Job]:
             prompts = [text.encode(model, prompt) if isinstance(prompt, str) else prompt for prompt in asked]
             max_tokens = body.max_tokens or DEFAULT_MAX_TOKENS
-            return jobs_of(prompts, body.n or 1, sampling_of(body, max_tokens, caller, top_logprobs, body.grammar(), adapter))
+            return jobs_of(prompts, body.n or 1, sampling_of(body, max_tokens, caller, top_logprobs, body.grammar(), meant.adapter))
 
         jobs = await anyio.to_thread.run_sync(jobs_of_body)
         if body.stream:
-            return EventStream(partial(_stream, context, body, jobs, len(asked)), context.limits, context.metrics.disconnects.inc)
+            return EventStream(partial(_stream, context, body, model, jobs, len(asked)), context.limits, context.metrics.disconnects.inc)
         calls = [partial(complete, text, context.metrics, model, job) for job in jobs]
         choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
         wants_logprobs = body.logprobs is not None
@@ -65,7 +66,7 @@ def _head(body: CompletionRequest) -> dict[str, Any]:
     return {"id": new_id("cmpl"), "object": "text_completion", "created": now_s(), "model": body.model}
 
 
-async def _stream(context: Context, body: CompletionRequest, jobs: Sequence[Job], prompts: int, emit: Emit) -> None:
+async def _stream(context: Context, body: CompletionRequest, model: str, jobs: Sequence[Job], prompts: int, emit: Emit) -> None:
     wants_usage = bool(body.stream_options and body.stream_options.include_usage)
     head = _head(body)
     tail: dict[str, Any] = {"usage": None} if wants_usage else {}
@@ -82,7 +83,7 @@ async def _stream(context: Context, body: CompletionRequest, jobs: Sequence[Job]
                 choice = {"index": job.index, "text": delta.text, "logprobs": logprobs, "finish_reason": None}
                 await emit({**head, "choices": [choice], **tail})
 
-        usage = await follow(context.text(), context.metrics, named(body.model)[0], job, each)
+        usage = await follow(context.text(), context.metrics, model, job, each)
         choice = {"index": job.index, "text": "", "logprobs": None, "finish_reason": finish}
         await emit({**head, "choices": [choice], **tail})
         return usage

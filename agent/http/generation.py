@@ -53,12 +53,6 @@ class Caller:
 ANYBODY = Caller()
 
 
-def named(model: str) -> tuple[str, str]:
-    """`model:adapter` as it was asked for: the model, and the LoRA adapter or nothing."""
-    base, _, adapter = model.partition(":")
-    return base, adapter
-
-
 def sampling_of(
     body: SamplingBody, max_tokens: int | None, caller: Caller = ANYBODY, top_logprobs: int = -1, grammar: str = "", adapter: str = ""
 ) -> Sampling:

@@ -49,7 +49,7 @@ def router(context: Context) -> APIRouter:
 def _turn(context: Context, body: ResponseRequest, caller: Caller) -> Turn:
     """Raises AgentError, ApiError."""
     try:
-        return turn_of(context.text(), body.as_chat(), caller)
+        return turn_of(context.text(), body.as_chat(), context.services.meant(body.model), caller)
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
         raise in_its_words(fault_of(faults, {"messages": []})) from error

@@ -22,7 +22,7 @@ from agent.gateway.primary import Primary
 from agent.gateway.probe import probe_primary
 from agent.gateway.sla import SlaRecord
 from agent.http.app import create_app
-from agent.http.collaborators import Limits, Sampling, Services, TextDelta, Usage
+from agent.http.collaborators import Limits, Meant, Sampling, Services, TextDelta, Usage, split_name
 from agent.http.outcome import Outcome
 from agent.http.server import HttpServer, bind
 from tests.agent.gateway.primaries import FakePrimary
@@ -80,6 +80,9 @@ class Names:
 
     def is_known(self, name: str) -> bool:
         return name in (*self.own, *self.aliases)
+
+    def meant(self, name: str) -> Meant:
+        return split_name(name)
 
 
 @dataclass

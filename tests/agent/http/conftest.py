@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agent.http.app import Application, create_app
-from agent.http.collaborators import Cameras, Limits, Services, Sightings
+from agent.http.collaborators import Cameras, Limits, Meant, Services, Sightings, split_name
 from agent.http.outcome import Outcome
 from agent.http.server import HttpServer, bind
 from tests.agent.http.fakes import Eyes, Foreman, Node, Parrot, Switch
@@ -32,11 +32,12 @@ class House:
     cameras: Cameras | None = None
     sightings: Sightings | None = None
     outcomes: list[Outcome] = field(default_factory=list)
+    meant: Callable[[str], Meant] = split_name
 
     def app(self) -> Application:
         services = Services(
             "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests, self.foreman,
-            cameras=self.cameras, sightings=self.sightings, record=self.outcomes.append,
+            cameras=self.cameras, sightings=self.sightings, record=self.outcomes.append, meant=self.meant,
         )  # fmt: skip
         return create_app(services, CollectorRegistry(), self.limits)
 
