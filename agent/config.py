@@ -72,8 +72,8 @@ class NodeSettings(Slice):
 class HttpSettings(Slice):
     """Where clients reach the node. `advertise` is what the coordinator puts into nginx; empty: host and port as bound.
 
-    `keys_file` has the SHA-256 of each API key in hex, one a line, `#` begins a comment; without the file no key is asked for. A key is
-    made with `openssl rand -hex 24`, its line with `printf %s KEY | sha256sum | cut -c1-64`.
+    `keys_file` has the SHA-256 of each API key in hex, one a line, with a name and limits where wanted (agent/http/keys.py); without the
+    file no key is asked for. A key is made with `openssl rand -hex 24`, its line with `printf %s KEY | sha256sum | cut -c1-64`.
 
     in_flight   inference requests that this node answers itself at the same time; one more is told to come back (429)
     forwarded   those that wait for the primary, or for a kept answer, beside them

@@ -30,8 +30,9 @@ from agent.gateway.probe import probe_primary
 from agent.gateway.side import GatewaySide
 from agent.history import History
 from agent.http.app import create_app
-from agent.http.collaborators import Limits, Services
+from agent.http.collaborators import Limits, Services, nobody
 from agent.http.demo import RemoteSwitch
+from agent.http.keys import KeysFile
 from agent.http.server import HttpServer, bind
 from agent.known_models import KnownModels
 from agent.link.broker import Broker
@@ -46,7 +47,7 @@ from agent.mode import Health, ModePolicy, ModeState
 from agent.model_events import ModelEvents
 from agent.orders import Orders
 from agent.plan import wanted_models
-from agent.preflight import checked, key_digests
+from agent.preflight import checked, keys_file
 from agent.prepare import engine_options, preparer_of
 from agent.protocol.messages import Desired as DesiredDocument
 from agent.protocol.messages import HttpLoad
@@ -87,7 +88,7 @@ async def run_node(settings: Settings, file: Path | None = None) -> int:
     """
     known = KnownModels(settings.models.store or settings.node.state)
     settings = await to_thread.run_sync(lambda: checked(settings, known.catalog))
-    keys = await to_thread.run_sync(key_digests, settings.http.keys_file)
+    keys = await to_thread.run_sync(keys_file, settings.http.keys_file)
     state = settings.node.state
     with ExitStack() as stack:
         try:
@@ -178,7 +179,7 @@ class _Node:
             url = partial(page_url, lambda: self._view.endpoint)
             self.cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
 
-    async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
+    async def run(self, listener: socket.socket, keys: KeysFile | None, demo: RemoteSwitch | None) -> None:
         text = TextService(self._served.resolve)
         gateway = GatewaySide(self.settings, text, self._served, partial(self._history.add, "gateway"))
         services = Services(
@@ -188,7 +189,7 @@ class _Node:
             text=text,
             vision=self.cameras.vision,
             demo=demo,
-            key_digests=keys,
+            keys=keys.keys if keys else nobody,
             deployments=LocalDeployments(self._orders),
             cameras=self.cameras.orders,
             sightings=self.cameras.keeper,

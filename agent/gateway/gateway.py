@@ -32,6 +32,7 @@ RETRY_PAUSE_S = 0.2
 EARLY_HEAD_S = 10.0  # as long as this node holds the head of its own streams back
 KEEP_ALIVE_S = 10.0
 SLOWER_THAN_THE_HEDGE = 0.5
+BYTES_A_TOKEN = 4  # of a request whose stream tells no usage
 
 
 class Names(Protocol):
@@ -236,7 +237,7 @@ class Gateway:
 
         begun = await unless_suspect(wait, self._primary.suspected, budgets.first_token_s, budgets.answer_s)
         if begun.exchange.status == 200:
-            check_whole(begun.body or b"", ANSWERED[asked.path])
+            begun.exchange.said.tokens = check_whole(begun.body or b"", ANSWERED[asked.path])
         return begun
 
     async def _deliver(
@@ -251,6 +252,7 @@ class Gateway:
         if first.body is not None:
             body = named(first.body)
             headers = [*headers, (b"content-length", str(len(body)).encode())]
+            note.tokens += first.exchange.said.tokens
             await visit.send({"type": "http.response.start", "status": first.exchange.status, "headers": headers})
             await visit.send({"type": "http.response.body", "body": body})
             return
@@ -265,6 +267,9 @@ class Gateway:
             self._primary.failed(failed.failure)
             await stack.aclose()  # one that stalls would go on, and be paid for
             await self._go_on(fields, first.exchange.said, failed.failure, visit, note)
+        finally:
+            said = first.exchange.said
+            note.tokens += said.tokens or len(visit.body) // BYTES_A_TOKEN + said.pieces
         await visit.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _go_on(self, fields: Mapping[str, Any], said: Said, failure: Failure, visit: Visit, note: Answered) -> None:

@@ -30,7 +30,7 @@ def router(context: Context) -> APIRouter:
     async def batch(body: BatchRequest, request: Request) -> Response:
         """Run the items side by side, as many at a time as leave room for chats in the worker's queue."""
         model = context.model_or_default(body.model, "generation")
-        caller = Caller(answered(request.scope).tenant, BATCH_PRIORITY)
+        caller = Caller(answered(request.scope), BATCH_PRIORITY)
         calls = [partial(_answer, context, places, caller, model, index, raw) for index, raw in enumerate(body.requests)]
         items = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
         usages = [item["usage"] for item in items if "usage" in item]
@@ -61,7 +61,8 @@ async def _answer(
                 prompt = text.chat_prompt(meant.model, [message.plain() for message in item.messages], thinking=meant.thinking)
             else:
                 prompt = text.encode(meant.model, item.prompt) if isinstance(item.prompt, str) else item.prompt or []
-            return jobs_of([prompt], 1, sampling_of(item, item.max_tokens, caller, grammar=item.grammar(), adapter=meant.adapter))[0]
+            sampling = sampling_of(item, item.max_tokens, caller, grammar=item.grammar(), adapter=meant.adapter)
+            return jobs_of([prompt], 1, sampling, caller)[0]
 
         job = await anyio.to_thread.run_sync(job_of_item)
         async with places:

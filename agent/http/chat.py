@@ -41,9 +41,7 @@ def router(context: Context) -> APIRouter:
         """Answer a conversation."""
         text = context.text()
         # In a thread: megabytes take seconds, in which the node must go on answering and renewing its lease.
-        turn = await anyio.to_thread.run_sync(
-            turn_of, text, body, context.services.meant(body.model), Caller(answered(request.scope).tenant)
-        )
+        turn = await anyio.to_thread.run_sync(turn_of, text, body, context.services.meant(body.model), Caller(answered(request.scope)))
         if body.stream:
             return EventStream(partial(_stream, context, body, turn), context.limits, context.metrics.disconnects.inc)
         calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
@@ -62,11 +60,11 @@ def turn_of(text: TextService, body: ChatRequest, meant: Meant, caller: Caller) 
     messages = [message.plain() for message in body.messages]
     if body.messages[-1].prefix:
         prompt, said = text.continued_prompt(model, messages[:-1], messages[-1]["content"])
-        return Turn(model, jobs_of([prompt], body.n or 1, sampling, continues=said > 0), (), False)
+        return Turn(model, jobs_of([prompt], body.n or 1, sampling, caller, continues=said > 0), (), False)
     tools = body.wanted_tools()
     offered = [tool.offered() for tool in body.tools or () if tool.function.name in tools]
     prompt = text.chat_prompt(model, messages, offered, thinking)
-    return Turn(model, jobs_of([prompt], body.n or 1, sampling), tools, text.begins_in_thoughts(model, thinking))
+    return Turn(model, jobs_of([prompt], body.n or 1, sampling, caller), tools, text.begins_in_thoughts(model, thinking))
 
 
 def _answer(body: ChatRequest, turn: Turn, choices: Sequence[Choice]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from agent.cameras.record import EventRecord
 from agent.cameras.store import Filter
 from agent.errors import AgentError
+from agent.http.keys import Keys
 from agent.http.outcome import Outcome
 from agent.mode import Allowed, Reason, Refused
 from agent.protocol.wire import LeaseKind, Mode
@@ -317,9 +318,14 @@ class Demo(Protocol):
         """Raises ServiceFailure if that did not work."""
 
 
+def nobody() -> Keys:
+    """No key is asked for."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Services:
-    """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open.
+    """`text` or `vision` None: this node runs no such pipelines. `keys`: SHA-256 of the API keys, and their rules; empty: open.
 
     `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended,
     `sla` reports what that came to. `meant` reads a client's name of a model; an unknown one stands for itself.
@@ -331,7 +337,7 @@ class Services:
     text: TextService | None = None
     vision: VisionService | None = None
     demo: Demo | None = None
-    key_digests: tuple[bytes, ...] = ()
+    keys: Callable[[], Keys] = nobody
     deployments: Deployments | None = None
     around: Callable[[ASGIApp], ASGIApp] | None = None
     record: Callable[[Outcome], None] | None = None

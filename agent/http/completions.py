@@ -30,13 +30,14 @@ def router(context: Context) -> APIRouter:
         asked = body.prompts
         meant = context.services.meant(body.model)
         model = meant.model
-        caller = Caller(answered(request.scope).tenant)
+        caller = Caller(answered(request.scope))
         top_logprobs = -1 if body.logprobs is None else body.logprobs
 
         def jobs_of_body() -> list[Job]:
             prompts = [text.encode(model, prompt) if isinstance(prompt, str) else prompt for prompt in asked]
             max_tokens = body.max_tokens or DEFAULT_MAX_TOKENS
-            return jobs_of(prompts, body.n or 1, sampling_of(body, max_tokens, caller, top_logprobs, body.grammar(), meant.adapter))
+            sampling = sampling_of(body, max_tokens, caller, top_logprobs, body.grammar(), meant.adapter)
+            return jobs_of(prompts, body.n or 1, sampling, caller)
 
         jobs = await anyio.to_thread.run_sync(jobs_of_body)
         if body.stream:

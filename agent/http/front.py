@@ -14,9 +14,11 @@ import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agent.http.allowance import Allowances
 from agent.http.collaborators import Limits, Services
 from agent.http.errors import ApiError, refused
 from agent.http.in_flight import InFlight, too_many
+from agent.http.keys import Keys
 from agent.http.metrics import Metrics
 from agent.http.outcome import Outcome, answered
 from agent.http.paths import INFERENCE, OPEN_WITHOUT_KEY, is_inference
@@ -34,6 +36,7 @@ class Front:
         self._limits = limits
         self._metrics = metrics
         self._in_flight = in_flight
+        self._allowances = Allowances(time.monotonic)
         self._here = here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,12 +82,28 @@ class Front:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_asked = is_inference(scope)
-        problem = self._key_problem(scope) or (self._gate_problem() if is_asked else None) or self._length_problem(scope)
+        keys = self._services.keys()
+        problem = _key_problem(scope, keys) or (self._gate_problem() if is_asked else None) or self._length_problem(scope)
         if problem:
             # A node that was not told to serve refuses by design; one that is too busy fails its clients.
             answered(scope).is_counted = is_asked and problem.status_code == 429
             await problem.response()(scope, receive, send)
             return
+        if not keys or scope["method"] != "POST":
+            await self._admitted(scope, receive, send, is_asked)
+            return
+        digest = _key_digest(scope)
+        try:
+            self._allowances.enter(digest, keys)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        try:
+            await self._admitted(scope, receive, send, is_asked)
+        finally:
+            self._allowances.leave(digest, answered(scope).tokens)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send, is_asked: bool) -> None:
         bounded = self._bounded(scope, receive)
         if not is_asked:
             await self._app(scope, bounded, send)
@@ -101,24 +120,10 @@ class Front:
 
     def _tenant(self, scope: Scope) -> str:
         """Who shares the models fairly: the holders of keys, or where none are asked for, addresses."""
-        if self._services.key_digests:
-            return _key_digest(scope)[1].hex()[:16]
+        if self._services.keys():
+            return _key_digest(scope).hex()[:16]
         host, _ = scope.get("client") or ("", 0)
         return str(host)
-
-    def _key_problem(self, scope: Scope) -> ApiError | None:
-        digests = self._services.key_digests
-        if not digests or scope["path"] in OPEN_WITHOUT_KEY or scope["path"].startswith("/ui/"):
-            return None
-        scheme, digest = _key_digest(scope)
-        # Every digest is compared, so that the time taken says nothing about which one is near.
-        matches = [hmac.compare_digest(digest, known) for known in digests]
-        if scheme.lower() == "bearer" and any(matches):
-            return None
-        return ApiError(
-            401, "this node wants an API key: send 'Authorization: Bearer <key>'", type_="authentication_error",
-            code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
-        )  # fmt: skip
 
     def _gate_problem(self) -> ApiError | None:
         answer = self._services.gate()
@@ -160,10 +165,27 @@ class Front:
         return next_message
 
 
-def _key_digest(scope: Scope) -> tuple[str, bytes]:
-    """The scheme of the authorization, and SHA-256 of its key."""
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    return scheme, hashlib.sha256(key.strip().encode()).digest()
+def _key_problem(scope: Scope, keys: Keys) -> ApiError | None:
+    if not keys or scope["path"] in OPEN_WITHOUT_KEY or scope["path"].startswith("/ui/"):
+        return None
+    digest = _key_digest(scope)
+    # Every digest is compared, so that the time taken says nothing about which one is near.
+    matches = [hmac.compare_digest(digest, known) for known in keys]
+    if any(matches):
+        return None
+    return ApiError(
+        401, "this node wants an API key: send 'Authorization: Bearer <key>' or 'X-Api-Key: <key>'", type_="authentication_error",
+        code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+    )  # fmt: skip
+
+
+def _key_digest(scope: Scope) -> bytes:
+    """SHA-256 of the key that came with a request: as bearer, or in X-Api-Key, as Anthropic's clients send it."""
+    headers = Headers(scope=scope)
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "")
+    return hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
 
 
 def too_large(limit: int) -> ApiError:

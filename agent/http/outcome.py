@@ -17,6 +17,7 @@ class Answered:
 
     `is_counted`: it got as far as being answered, so that its outcome says something of the service. `cloud_calls`: requests sent to the
     primary for this one; `cause`: why it did not answer, in the words of its class. `tenant`: whose request it is.
+    `tokens`: read and written for it, which its key pays for.
     """
 
     backend: Backend = "local"
@@ -25,6 +26,7 @@ class Answered:
     cloud_calls: int = 0
     cause: str = ""
     tenant: str = ""
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

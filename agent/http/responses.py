@@ -30,7 +30,7 @@ def router(context: Context) -> APIRouter:
 
     async def responses(body: ResponseRequest, request: Request) -> Response:
         """Answer a conversation with items."""
-        turn = await anyio.to_thread.run_sync(_turn, context, body, Caller(answered(request.scope).tenant))
+        turn = await anyio.to_thread.run_sync(_turn, context, body, Caller(answered(request.scope)))
         events = ResponseEvents(_begun(body))
         if body.stream:
             form = EventForm(_written, lambda error: _written(events.failed(error)), b"")

@@ -23,6 +23,7 @@ from agent.gateway.probe import probe_primary
 from agent.gateway.sla import SlaRecord
 from agent.http.app import create_app
 from agent.http.collaborators import Limits, Meant, Sampling, Services, TextDelta, Usage, split_name
+from agent.http.keys import KeyRules
 from agent.http.outcome import Outcome
 from agent.http.server import HttpServer, bind
 from tests.agent.gateway.primaries import FakePrimary
@@ -101,7 +102,7 @@ class Setup:
     outcomes: list[Outcome] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     around: Callable[[ASGIApp, Primary], ASGIApp] = lambda app, primary: app
-    key_digests: tuple[bytes, ...] = ()
+    keys: dict[bytes, KeyRules] = field(default_factory=dict)
     sla: SlaRecord | None = None
     limits: Limits = field(default_factory=lambda: Limits(in_flight=512))
 
@@ -131,7 +132,7 @@ class Setup:
 
             node = Node()
             services = Services(
-                "spare-1", node, node.gate, self.text, Eyes(), key_digests=self.key_digests, around=around, record=self.record,
+                "spare-1", node, node.gate, self.text, Eyes(), keys=lambda: self.keys, around=around, record=self.record,
                 sla=self.sla.report if self.sla else None,
             )  # fmt: skip
             app = create_app(services, CollectorRegistry(), self.limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import ssl
 import subprocess
@@ -20,6 +21,7 @@ from anyio.streams.tls import TLSListener
 from agent.gateway.breaker import Closed, HalfOpen, Open
 from agent.gateway.forward import Budgets
 from agent.http.collaborators import Limits, ServiceFailure
+from agent.http.keys import KeyRules
 from tests.agent.gateway import primaries
 from tests.agent.gateway.conftest import LOCAL, House, Setup
 from tests.agent.gateway.primaries import WORDS, Call, cut_at, stall_after, status, stream_bytes, well
@@ -537,3 +539,17 @@ async def test_responses_go_to_the_primary_and_are_answered_here_until_their_fir
         assert house.primary.state == state, "and is well all the same"
         with pytest.raises(openai.InternalServerError, match="cannot stand in: store"):
             await house.openai.responses.create(model="deepseek-chat", input="hi", store=True)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_what_the_primary_writes_is_paid_for_by_the_key_that_asked(setup: Setup, stream: bool) -> None:
+    digest = hashlib.sha256(b"client-key").digest()
+    setup.keys = {digest: KeyRules(tokens_per_minute=len(WORDS))}
+    async with setup.running(probes=False) as house:
+        for _ in range(20):
+            headers = {"authorization": "Bearer client-key"}
+            answer = await house.client.post("/v1/chat/completions", json={**ASKED, "stream": stream}, headers=headers)
+            if answer.status_code != 200:
+                break
+        assert (answer.status_code, answer.json()["error"]["type"]) == (429, "tokens")
+        assert len(setup.cloud.calls) < 20

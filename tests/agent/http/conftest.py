@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.http.app import Application, create_app
 from agent.http.collaborators import Cameras, Limits, Meant, Services, Sightings, split_name
+from agent.http.keys import KeyRules
 from agent.http.outcome import Outcome
 from agent.http.server import HttpServer, bind
 from tests.agent.http.fakes import Eyes, Foreman, Node, Parrot, Switch
@@ -26,7 +27,7 @@ class House:
     vision: Eyes = field(default_factory=Eyes)
     node: Node = field(default_factory=Node)
     demo: Switch = field(default_factory=Switch)
-    key_digests: tuple[bytes, ...] = ()
+    keys: dict[bytes, KeyRules] = field(default_factory=dict)
     foreman: Foreman = field(default_factory=Foreman)
     limits: Limits = field(default_factory=Limits)
     cameras: Cameras | None = None
@@ -36,7 +37,7 @@ class House:
 
     def app(self) -> Application:
         services = Services(
-            "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests, self.foreman,
+            "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, lambda: self.keys, self.foreman,
             cameras=self.cameras, sightings=self.sightings, record=self.outcomes.append, meant=self.meant,
         )  # fmt: skip
         return create_app(services, CollectorRegistry(), self.limits)

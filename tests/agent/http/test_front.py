@@ -12,6 +12,7 @@ import pytest
 
 from agent.errors import WorkerLost, WorkerRefused
 from agent.http.collaborators import Limits
+from agent.http.keys import KeyRules
 from agent.http.reasons import WORDS
 from agent.mode import Reason
 from agent.supervision.exit_cause import ExitCause
@@ -107,7 +108,7 @@ async def test_a_slow_body_is_given_up(house: House) -> None:
 
 
 async def test_keys_are_asked_for_where_there_are_any(house: House) -> None:
-    house.key_digests = (hashlib.sha256(b"other").digest(), hashlib.sha256(b"sesame").digest())
+    house.keys = {hashlib.sha256(key).digest(): KeyRules() for key in (b"other", b"sesame")}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app().asgi), base_url="http://node") as client:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/")).status_code == 200
@@ -116,8 +117,8 @@ async def test_keys_are_asked_for_where_there_are_any(house: House) -> None:
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
             assert (await client.get("/node", headers=headers)).status_code == 401
-        answer = await client.post("/v1/chat/completions", json=ASK, headers={"Authorization": "Bearer sesame"})
-        assert answer.status_code == 200
+        for headers in ({"Authorization": "Bearer sesame"}, {"X-Api-Key": "sesame"}):
+            assert (await client.post("/v1/chat/completions", json=ASK, headers=headers)).status_code == 200
 
 
 async def test_in_flight_counts_streams_until_their_end_and_bounds_them(house: House) -> None:
