@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agent.errors import AgentError
 from agent.gateway.classify import Failure, PrimaryFailed
-from agent.gateway.continuation import CannotContinue, Continuation, Continues, as_api_error, interrupted, why_not
+from agent.gateway.continuation import CannotContinue, Continuation, as_api_error, interrupted, why_not
 from agent.gateway.fallback import honest, unavailable
 from agent.gateway.forward import Asked, Budgets, Exchange, exchange
 from agent.gateway.primary import Primary
@@ -23,8 +23,9 @@ from agent.gateway.route import ANSWERED, destination, fields_of, to_client, to_
 from agent.gateway.sse import Kind, Said
 from agent.gateway.visit import ClientGone, LocalRun, Visit, read_body
 from agent.gateway.whole import check_whole, unless_suspect
-from agent.http.collaborators import Meant
+from agent.http.collaborators import Meant, TextService
 from agent.http.errors import ApiError
+from agent.http.generation import Caller
 from agent.http.outcome import Answered, answered
 from agent.http.streams import event
 
@@ -76,7 +77,7 @@ class Gateway:
         client: httpx.AsyncClient,
         primary: Primary,
         policy: GatewayPolicy,
-        text: Continues,
+        text: TextService,
         names: Names,
         key: Callable[[], str],
     ) -> None:
@@ -289,7 +290,8 @@ class Gateway:
         async def produce() -> None:
             async with outbox:
                 try:
-                    async with aclosing(Continuation(self._text, fields, said, failure).events()) as items:
+                    going_on = Continuation(self._text, fields, said, failure, self._names.meant(str(fields.get("model"))), Caller(note))
+                    async with aclosing(going_on.events()) as items:
                         async for item in items:
                             await outbox.send(item)
                 except (CannotContinue, AgentError) as error:

@@ -17,14 +17,13 @@ from agent.gateway.answers import AnswerCache, CachePolicy
 from agent.gateway.answers_redis import RedisAnswers
 from agent.gateway.answers_sqlite import SqliteAnswers
 from agent.gateway.breaker import Breaker, BreakerPolicy, Closed, RetryBudget
-from agent.gateway.continuation import Continues
 from agent.gateway.forward import Budgets
 from agent.gateway.gateway import Gateway, GatewayPolicy
 from agent.gateway.keys import KeyFile
 from agent.gateway.primary import Primary
 from agent.gateway.probe import Probe, probe_primary
 from agent.gateway.sla import SlaRecord
-from agent.http.collaborators import Gate, Meant, ServiceFailure, Services
+from agent.http.collaborators import Gate, Meant, ServiceFailure, Services, TextService
 from agent.http.context import now_s
 from agent.mode import Allowed, Refused
 from agent.protocol.wire import Severity
@@ -81,7 +80,7 @@ class AnswerOrigins:
 class GatewaySide:
     """`before` puts answer cache and gateway before the endpoints of a node; `parts` run beside its server."""
 
-    def __init__(self, node: Settings, text: Continues, served: ServedModels, tell: Callable[[Severity, str], None]) -> None:
+    def __init__(self, node: Settings, text: TextService, served: ServedModels, tell: Callable[[Severity, str], None]) -> None:
         settings = node.gateway
         self._settings = settings
         self._text = text

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from agent.http.collaborators import Meant, TextDelta, TextService, TokenLogprob, Usage
 from agent.http.context import Context, add_post, new_id, now_s
+from agent.http.errors import unsupported
 from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.reply import Call, Reply, Said
@@ -59,6 +60,8 @@ def turn_of(text: TextService, body: ChatRequest, meant: Meant, caller: Caller) 
     thinking = meant.thinking if body.thinking is None else body.thinking.type == "enabled"
     messages = [message.plain() for message in body.messages]
     if body.messages[-1].prefix:
+        if sampling.grammar:
+            raise unsupported("prefix", "an answer that has begun is held to no format here and calls no tools; leave them out")
         prompt, said = text.continued_prompt(model, messages[:-1], messages[-1]["content"])
         return Turn(model, jobs_of([prompt], body.n or 1, sampling, caller, continues=said > 0), (), False)
     tools = body.wanted_tools()
@@ -91,7 +94,7 @@ def _choice(body: ChatRequest, reply: Reply, choice: Choice) -> dict[str, Any]:
         "index": choice.index,
         "message": message,
         "logprobs": chat_logprobs(choice.logprobs) if body.logprobs else None,
-        "finish_reason": _finish(choice.finish, reply),
+        "finish_reason": finish_of(choice.finish, reply),
     }
 
 
@@ -99,7 +102,8 @@ def _call(call: Call) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _finish(finish: str, reply: Reply) -> str:
+def finish_of(finish: str, reply: Reply) -> str:
+    """Why an answer ended, in OpenAI's words."""
     return "tool_calls" if finish == "stop" and reply.has_calls else finish
 
 
@@ -121,7 +125,7 @@ async def _stream(context: Context, body: ChatRequest, turn: Turn, emit: Emit) -
             for each in said:
                 logprobs = chat_logprobs(untold) if body.logprobs else None
                 untold.clear()
-                await send(job.index, _delta(each), logprobs)
+                await send(job.index, delta_of(each), logprobs)
 
         async def each(delta: TextDelta) -> None:
             nonlocal has_role, finish
@@ -135,7 +139,7 @@ async def _stream(context: Context, body: ChatRequest, turn: Turn, emit: Emit) -
         usage = await follow(context.text(), context.metrics, turn.model, job, each)
         rest = reply.end()
         await say(rest if rest or not (untold and body.logprobs) else [Said("content")])
-        await send(job.index, {}, finish=_finish(finish, reply))
+        await send(job.index, {}, finish=finish_of(finish, reply))
         return usage
 
     usages = await all_of(*(partial(run, job) for job in turn.jobs))
@@ -143,7 +147,8 @@ async def _stream(context: Context, body: ChatRequest, turn: Turn, emit: Emit) -
         await emit({**head, "choices": [], "usage": usage_of(usages, prompts=1)})
 
 
-def _delta(said: Said) -> dict[str, Any]:
+def delta_of(said: Said) -> dict[str, Any]:
+    """A piece of an answer as a chunk tells it."""
     if said.call is not None:
         return {"tool_calls": [{"index": said.call.index, **_call(said.call)}]}
     return {"reasoning_content" if said.kind == "reasoning" else "content": said.text}

@@ -39,6 +39,7 @@ class Speaker(Parrot):
 
     begun: str | None = None
     asked: int = 0
+    words: tuple[str, ...] = LOCAL
 
     def chat_prompt(
         self,
@@ -47,13 +48,14 @@ class Speaker(Parrot):
         tools: Sequence[Mapping[str, Any]] = (),
         thinking: bool | None = None,
     ) -> list[int]:
+        self.told = {"messages": messages, "tools": tools, "thinking": thinking}
         return [1, 2, 3]
 
     def encode(self, model: str, text: str) -> list[int]:
         return list(text.encode())
 
     def continued_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], said: str) -> tuple[list[int], int]:
-        self.begun = said
+        self.begun, self.told = said, {"messages": messages}
         words = len(said.split())
         return [1, 2, 3] + [7] * words, words
 
@@ -63,7 +65,7 @@ class Speaker(Parrot):
         self.asked, self.last = self.asked + 1, sampling
         if self.failure:
             raise self.failure
-        words = tuple(f" <{index}>" for index in range(3)) if continues else LOCAL
+        words = tuple(f" <{index}>" for index in range(3)) if continues else self.words
         said = words[: sampling.max_tokens]
         for word in said:
             yield TextDelta(word)

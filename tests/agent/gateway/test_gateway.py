@@ -282,6 +282,7 @@ async def test_an_error_event_in_the_middle_counts_as_a_cut(setup: Setup) -> Non
     ("more", "words"),
     [
         ({"response_format": {"type": "json_object"}}, "form 'json_object'"),
+        ({"extra_body": {"structured_outputs": {"choice": ["a", "b"]}}}, "its form"),
         ({"n": 2}, "several choices"),
         ({"logprobs": True}, "probabilities"),
     ],
@@ -553,3 +554,55 @@ async def test_what_the_primary_writes_is_paid_for_by_the_key_that_asked(setup: 
                 break
         assert (answer.status_code, answer.json()["error"]["type"]) == (429, "tokens")
         assert len(setup.cloud.calls) < 20
+
+
+def thinking_events(*pieces: dict[str, Any]) -> bytes:
+    head = {"id": "chatcmpl-cloud", "object": "chat.completion.chunk", "created": 1700000000, "model": "deepseek-chat"}
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in pieces]
+    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+
+
+def cut_behind(events: bytes) -> primaries.Behaviour:
+    async def cut(call: Call) -> None:
+        await call.begin_stream()
+        await call.part(events)
+        raise anyio.EndOfStream
+
+    return cut
+
+
+async def deltas(house: House, **more: Any) -> tuple[str, str, list[dict[str, Any]], str | None]:
+    """(thoughts, words, calls, finish reason) of a stream that must be whole."""
+    answer = await house.client.post("/v1/chat/completions", json={**ASKED, **more, "stream": True})
+    assert answer.text.endswith("data: [DONE]\n\n"), answer.text
+    choices = [choice for line in answer.text.split("\n\n") if line.startswith("data: {") for choice in chunk_of(line)["choices"]]
+    said = [choice["delta"] for choice in choices]
+    thoughts, words = ("".join(delta.get(name) or "" for delta in said) for name in ("reasoning_content", "content"))
+    return thoughts, words, [call for delta in said for call in delta.get("tool_calls", ())], choices[-1]["finish_reason"]
+
+
+async def test_a_stream_cut_in_its_thoughts_is_answered_and_no_mark_of_thoughts_is_shown(setup: Setup) -> None:
+    setup.cloud.behave = cut_behind(thinking_events({"role": "assistant", "content": ""}, {"reasoning_content": "Let me see. "}))
+    setup.text.words = ("<think>", "hm", "</think>", "\n\nIt is", " Paris.")
+    async with setup.running(probes=False) as house:
+        assert await deltas(house) == ("Let me see. hm", "It is Paris.", [], "stop")
+        assert setup.text.told["thinking"] is False, "there was enough of it"
+        assert setup.text.begun is None
+        assert setup.text.last
+        assert setup.text.last.tenant == "127.0.0.1"
+        setup.text.words = ('<tool_call>{"name": "weather",', ' "arguments": {"city": "Oslo"}}</tool_call>')
+        tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+        _, words, (call,), finish = await deltas(house, tools=tools)
+        assert (words, call["function"]["name"], finish) == ("", "weather", "tool_calls"), "no word was sent, so tools are still offered"
+
+
+async def test_words_go_on_after_thoughts_and_behind_a_begun_answer(setup: Setup) -> None:
+    events = thinking_events({"role": "assistant", "content": ""}, {"reasoning_content": "Hm."}, {"content": "a time"})
+    setup.cloud.behave = cut_behind(events)
+    begun = [*ASKED["messages"], {"role": "assistant", "content": "Once upon ", "prefix": True}]
+    async with setup.running(probes=False) as house:
+        assert await deltas(house, messages=begun, model="deepseek-chat:law") == ("Hm.", "a time <0> <1> <2>", [], "stop")
+        assert setup.text.begun in ("Once upon a time", "Once upon "), "asked for both, to tell what is the answer's"
+        assert setup.text.told["messages"] == [{"role": "user", "content": "hi"}]
+        assert setup.text.last
+        assert (setup.text.last.adapter, setup.text.last.tenant) == ("law", "127.0.0.1")

@@ -112,6 +112,13 @@ async def test_a_begun_answer_is_gone_on_with(client: httpx.AsyncClient) -> None
     assert answer.json()["choices"][0]["message"]["content"] == "Once upon"
     answer = await client.post("/beta/chat/completions", json={"model": "parrot", "messages": messages[::-1]})
     assert answer.json()["error"]["param"] == "messages"
+    for more in ({"tools": TOOLS}, {"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a+"}}):
+        answer = await client.post("/beta/chat/completions", json={"model": "parrot", "messages": messages, **more})
+        assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == ("prefix", "unsupported_parameter")
+    answer = await client.post(
+        "/beta/chat/completions", json={"model": "parrot", "messages": messages, "tools": TOOLS, "tool_choice": "none"}
+    )
+    assert answer.status_code == 200
 
 
 async def test_an_adapter_is_part_of_the_models_name(client: httpx.AsyncClient, house: House) -> None:
