@@ -478,7 +478,7 @@ async def test_a_full_redis_is_read_from_and_told_once(caplog: pytest.LogCapture
 
 
 async def test_a_file_that_breaks_under_a_running_gateway_costs_hits_and_no_answer(cached: Cached, tmp_path: Path) -> None:
-    """While it runs, and after the next start. What SQLite has in memory may hide the damage; what it finds is set aside, as shown above."""
+    """While it runs, and after the next start. What SQLite has in memory may hide the damage; what it finds is set aside, as above."""
 
     async def until_more(break_it: bool) -> None:
         assert cached.cache is not None
@@ -496,7 +496,7 @@ async def test_a_file_that_breaks_under_a_running_gateway_costs_hits_and_no_answ
     for is_first in (True, False):
         is_over = anyio.Event()
         async with cached.running() as house, anyio.create_task_group() as asking:
-            asking.start_soon(load, house, is_over)
+            asking.start_soon(load, house, is_over, 4)
             await until_more(is_first)
             is_over.set()
         cached.store = SqliteAnswers(tmp_path / "answers.sqlite", 1 << 20, 100, cached.clock)
