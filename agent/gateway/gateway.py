@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import anyio
@@ -33,6 +34,7 @@ RETRY_PAUSE_S = 0.2
 EARLY_HEAD_S = 10.0  # as long as this node holds the head of its own streams back
 KEEP_ALIVE_S = 10.0
 SLOWER_THAN_THE_HEDGE = 0.5
+SLOW = frozenset({"connect_timeout", "first_byte_timeout", "first_token_timeout", "keep_alive_only", "too_long"})
 BYTES_A_TOKEN = 4  # of a request whose stream tells no usage
 
 
@@ -187,14 +189,17 @@ class Gateway:
     async def _begin(self, asked: Asked, note: Answered, stack: AsyncExitStack) -> Begun:
         """The primary's answer up to its first token; once more where it failed at once and the budget of retries allows."""
         self._primary.asked()
-        is_second = False
+        usual, is_second = self._policy.budgets, False
+        budgets = usual.within(note.left_s(usual.answer_s)) if note.ends_s < math.inf else usual
         while True:
             note.cloud_calls += 1
             try:
-                begun = await (self._begin_stream(asked, stack) if asked.wants_stream else self._whole(asked))
+                begun = await (self._begin_stream(asked, budgets, stack) if asked.wants_stream else self._whole(asked, budgets))
             except PrimaryFailed as failed:
-                self._primary.failed(failed.failure)
                 failure = failed.failure
+                if failure.kind in SLOW and budgets != usual:
+                    failure = replace(failure, weight=0.0)  # it was this client who could not wait
+                self._primary.failed(failure)
                 is_worth_it = failure.facts.is_quick and failure.weight and not failure.retry_after_s
                 if is_second or not is_worth_it or not self._primary.may_retry():
                     raise
@@ -205,8 +210,7 @@ class Gateway:
                 self._primary.succeeded()
             return begun
 
-    async def _begin_stream(self, asked: Asked, stack: AsyncExitStack) -> Begun:
-        budgets = self._policy.budgets
+    async def _begin_stream(self, asked: Asked, budgets: Budgets, stack: AsyncExitStack) -> Begun:
         begun_s = anyio.current_time()
         # Its own stack: an attempt that fails, or loses a race, must not stay connected and be paid for while another answers.
         async with AsyncExitStack() as attempt:
@@ -229,9 +233,7 @@ class Gateway:
             stack.push_async_exit(attempt.pop_all())
         return Begun(head, pending=tuple(pending), rest=rest)
 
-    async def _whole(self, asked: Asked) -> Begun:
-        budgets = self._policy.budgets
-
+    async def _whole(self, asked: Asked, budgets: Budgets) -> Begun:
         async def wait() -> Begun:
             async with exchange(self._client, self._policy.url, asked, budgets, bool(self._key()), None) as head:
                 return Begun(head, await head.whole())

@@ -14,6 +14,7 @@ from agent.http.errors import ApiError, retry_after
 from agent.http.keys import KeyRules, Keys
 
 MINUTE_S = 60.0
+ROUNDING = 1e-6  # of a token: whoever has waited as told has enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Bucket:
 
     def wait_s(self, cost: float, per_minute: int) -> float:
         """Until there is enough for `cost`; 0: now."""
-        return max(0.0, cost - self.level) * MINUTE_S / per_minute
+        lacks = cost - self.level
+        return lacks * MINUTE_S / per_minute if lacks > ROUNDING else 0.0
 
 
 @dataclass(slots=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from agent.http.collaborators import Meant, TextDelta, TextService, TokenLogprob, Usage
@@ -19,7 +18,7 @@ from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, 
 from agent.http.outcome import answered
 from agent.http.reply import Call, Reply, Said
 from agent.http.requests import ChatRequest
-from agent.http.streams import Emit, EventStream, all_of, unless_left
+from agent.http.streams import WHOLE, Emit, EventStream, all_of
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,12 @@ def router(context: Context) -> APIRouter:
         turn = await anyio.to_thread.run_sync(turn_of, text, body, context.services.meant(body.model), Caller(answered(request.scope)))
         if body.stream:
             return EventStream(partial(_stream, context, body, turn), context.limits, context.metrics.disconnects.inc)
-        calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
-        choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
-        return JSONResponse(_answer(body, turn, choices))
+
+        async def whole(emit: Emit) -> None:
+            calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
+            await emit(_answer(body, turn, await all_of(*calls)))
+
+        return EventStream(whole, context.limits, context.metrics.disconnects.inc, WHOLE)
 
     add_post(routes, "/chat/completions", chat)
     return routes

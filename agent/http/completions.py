@@ -8,15 +8,14 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from agent.http.collaborators import TextDelta, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Caller, Job, complete, completion_logprobs, follow, jobs_of, sampling_of, usage_of
+from agent.http.generation import Caller, Choice, Job, complete, completion_logprobs, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.requests import CompletionRequest
-from agent.http.streams import Emit, EventStream, all_of, unless_left
+from agent.http.streams import WHOLE, Emit, EventStream, all_of
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -42,22 +41,12 @@ def router(context: Context) -> APIRouter:
         jobs = await anyio.to_thread.run_sync(jobs_of_body)
         if body.stream:
             return EventStream(partial(_stream, context, body, model, jobs, len(asked)), context.limits, context.metrics.disconnects.inc)
-        calls = [partial(complete, text, context.metrics, model, job) for job in jobs]
-        choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
-        wants_logprobs = body.logprobs is not None
-        return JSONResponse({
-            **_head(body),
-            "choices": [
-                {
-                    "index": choice.index,
-                    "text": choice.text,
-                    "logprobs": completion_logprobs(choice.logprobs, 0) if wants_logprobs else None,
-                    "finish_reason": choice.finish,
-                }
-                for choice in choices
-            ],
-            "usage": usage_of([choice.usage for choice in choices], len(asked)),
-        })  # fmt: skip
+
+        async def whole(emit: Emit) -> None:
+            calls = [partial(complete, text, context.metrics, model, job) for job in jobs]
+            await emit(_answer(body, await all_of(*calls), len(asked)))
+
+        return EventStream(whole, context.limits, context.metrics.disconnects.inc, WHOLE)
 
     add_post(routes, "/completions", completions)
     return routes
@@ -65,6 +54,23 @@ def router(context: Context) -> APIRouter:
 
 def _head(body: CompletionRequest) -> dict[str, Any]:
     return {"id": new_id("cmpl"), "object": "text_completion", "created": now_s(), "model": body.model}
+
+
+def _answer(body: CompletionRequest, choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
+    wants_logprobs = body.logprobs is not None
+    return {
+        **_head(body),
+        "choices": [
+            {
+                "index": choice.index,
+                "text": choice.text,
+                "logprobs": completion_logprobs(choice.logprobs, 0) if wants_logprobs else None,
+                "finish_reason": choice.finish,
+            }
+            for choice in choices
+        ],
+        "usage": usage_of([choice.usage for choice in choices], prompts),
+    }
 
 
 async def _stream(context: Context, body: CompletionRequest, model: str, jobs: Sequence[Job], prompts: int, emit: Emit) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import time
 
 import anyio
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.http.allowance import Allowances
 from agent.http.collaborators import Limits, Services
-from agent.http.errors import ApiError, refused
+from agent.http.errors import ApiError, answer_of, invalid, refused
 from agent.http.in_flight import InFlight, too_many
 from agent.http.keys import Keys
 from agent.http.metrics import Metrics
@@ -25,6 +26,8 @@ from agent.http.paths import INFERENCE, OPEN_WITHOUT_KEY, is_inference
 from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
+
+DEADLINE = re.compile(r"^\d{1,6}(\.\d{1,6})?$")
 
 
 class Front:
@@ -83,11 +86,16 @@ class Front:
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_asked = is_inference(scope)
         keys = self._services.keys()
-        problem = _key_problem(scope, keys) or (self._gate_problem() if is_asked else None) or self._length_problem(scope)
+        problem = (
+            _key_problem(scope, keys)
+            or (self._gate_problem() if is_asked else None)
+            or self._length_problem(scope)
+            or _take_deadline(scope)
+        )
         if problem:
             # A node that was not told to serve refuses by design; one that is too busy fails its clients.
             answered(scope).is_counted = is_asked and problem.status_code == 429
-            await problem.response()(scope, receive, send)
+            await answer_of(problem, scope)(scope, receive, send)
             return
         if not keys or scope["method"] != "POST":
             await self._admitted(scope, receive, send, is_asked)
@@ -163,6 +171,17 @@ class Front:
             return message
 
         return next_message
+
+
+def _take_deadline(scope: Scope) -> ApiError | None:
+    """Until when the client waits, as it says in X-Request-Timeout, in seconds."""
+    said = Headers(scope=scope).get("x-request-timeout")
+    if said is None:
+        return None
+    if not DEADLINE.match(said) or float(said) <= 0:
+        return invalid("X-Request-Timeout", f"X-Request-Timeout: {said[:40]!r} is no number of seconds over 0, such as 30 or 2.5")
+    answered(scope).ends_s = time.monotonic() + float(said)
+    return None
 
 
 def _key_problem(scope: Scope, keys: Keys) -> ApiError | None:

@@ -78,6 +78,7 @@ def sampling_of(
         grammar=grammar,
         adapter=adapter,
         tenant=caller.tenant,
+        deadline_s=caller.note.left_s(Sampling.deadline_s),
     )
 
 

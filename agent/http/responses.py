@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.responses import Response
 
@@ -22,7 +20,7 @@ from agent.http.outcome import answered
 from agent.http.reply import Said
 from agent.http.response_events import ResponseEvents, identifier
 from agent.http.response_request import NamedFunction, ResponseRequest, in_its_words
-from agent.http.streams import Emit, EventForm, EventStream, unless_left
+from agent.http.streams import WHOLE, Emit, EventForm, EventStream, json_bytes
 
 
 def router(context: Context) -> APIRouter:
@@ -39,8 +37,11 @@ def router(context: Context) -> APIRouter:
         async def nowhere(_: Any) -> None:
             """Whole answers are the last event's response."""
 
-        await unless_left(request, lambda: _answer(context, turn, body, events, nowhere), context.limits.answer_s)
-        return JSONResponse(events.response)
+        async def whole(emit: Emit) -> None:
+            await _answer(context, turn, body, events, nowhere)
+            await emit(events.response)
+
+        return EventStream(whole, context.limits, context.metrics.disconnects.inc, WHOLE)
 
     add_post(routes, "/responses", responses)
     return routes
@@ -142,4 +143,4 @@ def _usage(usage: Usage, thought: int) -> dict[str, Any]:
 
 
 def _written(event: dict[str, Any]) -> bytes:
-    return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), json_bytes(event))

@@ -161,6 +161,7 @@ def self_signed(folder: Path) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("code", [400, 404, 413, 422])
 async def test_the_clients_own_faults_pass_and_are_asked_once(setup: Setup, code: int) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
     setup.cloud.behave = status(code)
     async with setup.running(probes=False) as house:
         for stream in (True, False):
@@ -505,6 +506,8 @@ async def spoken(house: House) -> str:
 
 
 async def test_responses_go_to_the_primary_and_are_answered_here_until_their_first_word(setup: Setup) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
+
     async def answers(call: Call) -> None:
         assert call.path == "/v1/responses"
         if not call.fields.get("stream"):
@@ -544,6 +547,7 @@ async def test_responses_go_to_the_primary_and_are_answered_here_until_their_fir
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 async def test_what_the_primary_writes_is_paid_for_by_the_key_that_asked(setup: Setup, stream: bool) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
     digest = hashlib.sha256(b"client-key").digest()
     setup.keys = {digest: KeyRules(tokens_per_minute=len(WORDS))}
     async with setup.running(probes=False) as house:
@@ -582,6 +586,7 @@ async def deltas(house: House, **more: Any) -> tuple[str, str, list[dict[str, An
 
 
 async def test_a_stream_cut_in_its_thoughts_is_answered_and_no_mark_of_thoughts_is_shown(setup: Setup) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
     setup.cloud.behave = cut_behind(thinking_events({"role": "assistant", "content": ""}, {"reasoning_content": "Let me see. "}))
     setup.text.words = ("<think>", "hm", "</think>", "\n\nIt is", " Paris.")
     async with setup.running(probes=False) as house:
@@ -597,6 +602,7 @@ async def test_a_stream_cut_in_its_thoughts_is_answered_and_no_mark_of_thoughts_
 
 
 async def test_words_go_on_after_thoughts_and_behind_a_begun_answer(setup: Setup) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
     events = thinking_events({"role": "assistant", "content": ""}, {"reasoning_content": "Hm."}, {"content": "a time"})
     setup.cloud.behave = cut_behind(events)
     begun = [*ASKED["messages"], {"role": "assistant", "content": "Once upon ", "prefix": True}]
@@ -606,3 +612,16 @@ async def test_words_go_on_after_thoughts_and_behind_a_begun_answer(setup: Setup
         assert setup.text.told["messages"] == [{"role": "user", "content": "hi"}]
         assert setup.text.last
         assert (setup.text.last.adapter, setup.text.last.tenant) == ("law", "127.0.0.1")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_client_in_a_hurry_is_answered_here_in_its_time_and_blames_nobody(setup: Setup, stream: bool) -> None:
+    setup.cloud.behave = setup.cloud.probed = primaries.hang
+    setup.policy = replace(setup.policy, budgets=Budgets())
+    async with setup.running(probes=False) as house:
+        for _ in range(3):
+            answer = await house.client.post("/v1/chat/completions", json={**ASKED, "stream": stream}, headers={"x-request-timeout": "4"})
+            assert (answer.status_code, answer.headers["x-hotspare-backend"]) == (200, "local")
+            if not stream:
+                break  # its probe has failed, and that is the primary's own fault
+        assert isinstance(house.primary.state, Closed)
