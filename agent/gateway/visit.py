@@ -83,10 +83,14 @@ class LocalRun:
         self._inbox.close()
 
     async def deliver(self) -> None:
-        async with self._inbox:
-            async for message in self._inbox:
-                await self._visit.send(message)
-        answered(self._visit.scope).has_failed = self._note.has_failed
+        try:
+            async with self._inbox:
+                async for message in self._inbox:
+                    await self._visit.send(message)
+        finally:
+            note = answered(self._visit.scope)
+            note.has_failed = self._note.has_failed
+            note.tokens += self._note.tokens
 
     async def _put(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -417,6 +417,8 @@ async def test_what_only_the_primary_can_do_is_503_and_not_the_clients_fault(set
             await house.openai.chat.completions.create(**ASKED, modalities=["audio"])
         assert refused.value.status_code == 503
         assert int(refused.value.response.headers["retry-after"]) >= 1
+        bare = await house.client.post("/chat/completions", json={**ASKED, "modalities": ["audio"]})
+        assert (bare.status_code, bare.json()["error"]["code"]) == (503, "primary_unavailable"), "at DeepSeek's base, too"
         with pytest.raises(openai.BadRequestError, match="temperature"):
             await house.openai.chat.completions.create(**ASKED, temperature=-1)
 
