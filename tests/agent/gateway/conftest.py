@@ -145,8 +145,8 @@ class Setup:
                 tasks.start_soon(primary.run)
             tasks.start_soon(server.run)
             await server.started.wait()
-            local = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10.0))
-            cloud = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="client-key", max_retries=0, timeout=10.0)
+            local = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=30.0))
+            cloud = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="client-key", max_retries=0, timeout=30.0)
             await stack.enter_async_context(cloud)
             yield House(self, local, cloud, primary)
 
