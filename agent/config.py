@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from agent.protocol.operations import Target
@@ -72,14 +72,19 @@ class NodeSettings(Slice):
 class HttpSettings(Slice):
     """Where clients reach the node. `advertise` is what the coordinator puts into nginx; empty: host and port as bound.
 
-    `keys_file` has the SHA-256 of each API key in hex, one a line, `#` begins a comment; without the file no key is asked for. A key is
-    made with `openssl rand -hex 24`, its line with `printf %s KEY | sha256sum | cut -c1-64`.
+    `keys_file` has the SHA-256 of each API key in hex, one a line, with a name and limits where wanted (agent/http/keys.py); without the
+    file no key is asked for. A key is made with `openssl rand -hex 24`, its line with `printf %s KEY | sha256sum | cut -c1-64`.
+
+    in_flight   inference requests that this node answers itself at the same time; one more is told to come back (429)
+    forwarded   those that wait for the primary, or for a kept answer, beside them
     """
 
     host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_-]{0,252}$")
     port: int = Field(default=8080, ge=0, le=65535)
     advertise: Annotated[str, AfterValidator(_advertised)] = ""
     keys_file: Path | None = None
+    in_flight: int = Field(default=32, ge=1, le=4096)
+    forwarded: int = Field(default=256, ge=1, le=4096)
 
 
 class MqttSettings(Slice):
@@ -165,6 +170,23 @@ class WorkerSettings(Slice):
     hang_s: float = Field(default=120.0, gt=0)
 
 
+class Alias(Slice):
+    """Another name for a model, perhaps with an adapter; in short `"model"` or `"model:adapter"`. `thinking`: whether the model thinks
+    where a request does not say; left out, the model's own way."""
+
+    model: str = Field(min_length=1)
+    adapter: str = ""
+    thinking: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        model, _, adapter = values.partition(":")
+        return {"model": model, "adapter": adapter}
+
+
 class ModelSettings(Slice):
     """`store` holds artefacts and engines; empty: the node's state folder.
 
@@ -178,7 +200,7 @@ class ModelSettings(Slice):
     idle_s: float = Field(default=0.0, ge=0)
     keep_free_mb: int = Field(default=128, ge=0)
     serve: tuple[str, ...] = ("smollm2-135m-instruct", "all-minilm-l6-v2")
-    aliases: dict[str, str] = Field(default_factory=dict)
+    aliases: dict[str, Alias] = Field(default_factory=dict)
 
 
 class ConvertSettings(Slice):

@@ -38,6 +38,13 @@ class KnownModels:
         """Raises CatalogError."""
         return self.catalog.find(name)
 
+    def own_name(self, model: str) -> str:
+        """A model's name for an alias; an unknown one fails later, where it can be reported."""
+        try:
+            return self.find(model).name
+        except CatalogError:
+            return model
+
     def pinned(self, store: Store, models: Iterable[str]) -> frozenset[str]:
         """What must not go to make room: the names of these models and the digests of their files."""
         names: set[str] = set()

@@ -31,8 +31,9 @@ from agent.gateway.probe import probe_primary
 from agent.gateway.side import GatewaySide
 from agent.history import History
 from agent.http.app import create_app
-from agent.http.collaborators import Services
+from agent.http.collaborators import Limits, Services, nobody
 from agent.http.demo import RemoteSwitch
+from agent.http.keys import KeysFile
 from agent.http.server import HttpServer, bind
 from agent.known_models import KnownModels
 from agent.link.broker import Broker
@@ -47,7 +48,7 @@ from agent.mode import Health, ModePolicy, ModeState
 from agent.model_events import ModelEvents
 from agent.orders import Orders
 from agent.plan import RestPolicy, wanted_models
-from agent.preflight import checked, key_digests
+from agent.preflight import checked, keys_file
 from agent.prepare import preparer_of
 from agent.protocol.messages import Desired as DesiredDocument
 from agent.protocol.messages import HttpLoad
@@ -67,7 +68,6 @@ from agent.text import TextService
 from agent.view import View
 from agent.warmth import Warmth
 from agent.watchdog import SignsOfLife, feed_watchdog
-from models.catalog import CatalogError
 from models.durable import StoreError, exclusive
 from models.store import Store, open_store
 
@@ -90,7 +90,7 @@ async def run_node(settings: Settings, file: Path | None = None) -> int:
     """
     known = KnownModels(settings.models.store or settings.node.state)
     settings = await to_thread.run_sync(lambda: checked(settings, known.catalog))
-    keys = await to_thread.run_sync(key_digests, settings.http.keys_file)
+    keys = await to_thread.run_sync(keys_file, settings.http.keys_file)
     state = settings.node.state
     with ExitStack() as stack:
         try:
@@ -180,7 +180,7 @@ class _Node:
             url = partial(page_url, lambda: self._view.endpoint)
             self.cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
 
-    async def run(self, listener: socket.socket, keys: tuple[bytes, ...], demo: RemoteSwitch | None) -> None:
+    async def run(self, listener: socket.socket, keys: KeysFile | None, demo: RemoteSwitch | None) -> None:
         text = TextService(self._served.resolve, Warmth(self._reconciler, self._workers["text"]))
         gateway = GatewaySide(self.settings, text, self._served, partial(self._history.add, "gateway"))
         services = Services(
@@ -190,14 +190,16 @@ class _Node:
             text=text,
             vision=self.cameras.vision,
             demo=demo,
-            key_digests=keys,
+            keys=keys.keys if keys else nobody,
             deployments=LocalDeployments(self._orders),
             cameras=self.cameras.orders,
             sightings=self.cameras.keeper,
+            meant=self._served.meant,
         )
-        app = create_app(gateway.before(services), CollectorRegistry())
+        limits = Limits(in_flight=self.settings.http.in_flight, forwarded=self.settings.http.forwarded)
+        app = create_app(gateway.before(services), CollectorRegistry(), limits)
         self._in_flight = lambda: app.in_flight.count
-        server = HttpServer(app.asgi, listener, stop_s=DRAIN_S, closing=app.closing)
+        server = HttpServer(app.asgi, listener, limits, stop_s=DRAIN_S, closing=app.closing)
         self._view.endpoint = configured_endpoint(self.settings, server.port)
         # The receiver is around everything, so that a second signal finds it too and does not cut the ending short.
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -361,24 +363,18 @@ class _Node:
             self._held_document = document
             return
         pipelines = {
-            one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._own_name(one.model)} for one in document.pipelines
+            one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._known.own_name(one.model)}
+            for one in document.pipelines
         }
         try:
             refuse_bad_cameras(pipelines)
-            is_news = self._desired.take(document.rev, tuple(self._own_name(model.name) for model in document.models), pipelines)
+            is_news = self._desired.take(document.rev, tuple(self._known.own_name(model.name) for model in document.models), pipelines)
         except (ConfigurationError, OSError) as error:  # it comes again with the next session
             logger.error("desired state of revision %d is not taken: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
             self.cameras.note("error", f"desired state of revision {document.rev} is not taken: {error}"[:1000])
             return
         if is_news:
             logger.info("desired state of revision %d taken", document.rev)
-
-    def _own_name(self, model: str) -> str:
-        """A model's name for an alias; an unknown one fails later, where it can be reported."""
-        try:
-            return self._known.find(model).name
-        except CatalogError:
-            return model
 
     def _is_autonomous(self) -> bool:
         return self._standby.state.autonomy is not None

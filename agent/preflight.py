@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from agent.config import ConfigurationError, Settings
+from agent.http.keys import KeysError, KeysFile, read_keys
 from models.catalog import Catalog, CatalogError
-
-KEY_LINE = re.compile(r"^[0-9a-f]{64}$")
-KEYS_ARE = "it has one SHA-256 of a key in hex a line: printf %s KEY | sha256sum | cut -c1-64"
-KEYS_BYTES_MAX = 1 << 20
 
 
 def checked(settings: Settings, catalog: Catalog) -> Settings:
@@ -27,37 +23,27 @@ def checked(settings: Settings, catalog: Catalog) -> Settings:
     models = settings.models.model_copy(
         update={
             "serve": tuple(dict.fromkeys(map(own, settings.models.serve))),
-            "aliases": {alias: own(model) for alias, model in settings.models.aliases.items()},
+            "aliases": {name: alias.model_copy(update={"model": own(alias.model)}) for name, alias in settings.models.aliases.items()},
         }
     )
     cameras = tuple(camera.model_copy(update={"model": own(camera.model)}) for camera in settings.cameras)
     return settings.model_copy(update={"models": models, "cameras": cameras})
 
 
-def key_digests(file: Path | None) -> tuple[bytes, ...]:
-    """SHA-256 of each API key, one in hex a line; the keys themselves are nowhere on the device. Raises ConfigurationError."""
+def keys_file(file: Path | None) -> KeysFile | None:
+    """The API keys that clients must have; the keys themselves are nowhere on the device. Raises ConfigurationError."""
     if file is None:
-        return ()
+        return None
     try:
-        with file.open("rb") as stream:
-            text = stream.read(KEYS_BYTES_MAX).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigurationError(f"http.keys_file: {file} cannot be read: {reason}; {KEYS_ARE}") from error
-    lines = [(number, line.partition("#")[0].strip().lower()) for number, line in enumerate(text.splitlines(), 1)]
-    for number, line in lines:
-        if line and not KEY_LINE.match(line):
-            raise ConfigurationError(f"http.keys_file: line {number} of {file} is not 64 hex digits; {KEYS_ARE}")
-    found = tuple(bytes.fromhex(line) for _, line in lines if line)
-    if not found:
-        raise ConfigurationError(f"http.keys_file: {file} has no key, so nobody could ask this node; {KEYS_ARE}")
-    return found
+        return KeysFile(file, read_keys(file))
+    except KeysError as error:
+        raise ConfigurationError(f"http.keys_file: {error}") from error
 
 
 def _model_problems(settings: Settings, catalog: Catalog) -> Iterator[str]:
     named: Mapping[str, tuple[str, ...]] = {
         "models.serve": settings.models.serve,
-        "models.aliases": tuple(settings.models.aliases.values()),
+        "models.aliases": tuple(alias.model for alias in settings.models.aliases.values()),
         "cameras": tuple(camera.model for camera in settings.cameras),
     }
     for field, names in named.items():
@@ -69,9 +55,13 @@ def _model_problems(settings: Settings, catalog: Catalog) -> Iterator[str]:
                 continue
             if field == "cameras" and manifest.task != "detection":
                 yield f"cameras: {manifest.name} is a model for {manifest.task}; a camera needs one for detection"
-    for alias in settings.models.aliases:
-        if alias in catalog.manifests:
-            yield f"models.aliases: {alias} is a model's own name, which an alias would hide"
+    for name, alias in settings.models.aliases.items():
+        if name in catalog.manifests:
+            yield f"models.aliases: {name} is a model's own name, which an alias would hide"
+        target = catalog.manifests.get(catalog.aliases.get(alias.model, alias.model))
+        if alias.adapter and target is not None and f"adapter.{alias.adapter}.config" not in target.files:
+            kept = sorted(role.split(".")[1] for role in target.files if role.startswith("adapter.") and role.endswith(".config"))
+            yield f"models.aliases: {target.name} has no adapter {alias.adapter!r} for {name}; it has {', '.join(kept) or 'none'}"
 
 
 def _file_problems(settings: Settings) -> Iterator[str]:
@@ -100,6 +90,6 @@ def _file_problems(settings: Settings) -> Iterator[str]:
     if settings.gateway.primary and settings.http.keys_file is not None and settings.gateway.key_file is None:
         yield "gateway.key_file: needed where http.keys_file is set, since the keys of this node would be sent to the primary"
     try:
-        key_digests(settings.http.keys_file)
+        keys_file(settings.http.keys_file)
     except ConfigurationError as error:
         yield str(error)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anyio import to_thread
 
-from agent.http.collaborators import ServiceFailure
+from agent.config import Alias
+from agent.http.collaborators import Meant, ServiceFailure
 from agent.preparation import Built, Preparation, PreparationFailed, Progress, Wish
 from agent.reconcile import Reconciler
 from agent.state import WORKER_OF_TASK, Asleep, Broken, Serving, WorkerName
@@ -32,7 +33,7 @@ class Language:
 class ServedModels:
     """Resolves names and aliases for the text service. `aliases` are the operator's; those of manifests count too."""
 
-    def __init__(self, workers: Mapping[WorkerName, Worker], aliases: Mapping[str, str], context_tokens: int) -> None:
+    def __init__(self, workers: Mapping[WorkerName, Worker], aliases: Mapping[str, Alias], context_tokens: int) -> None:
         self._workers = workers
         self._aliases = aliases
         self._context_tokens = context_tokens
@@ -77,16 +78,36 @@ class ServedModels:
         context_tokens, is_asleep = self._context(manifest), isinstance(state, Asleep)
         return Served(worker, manifest, state.folder, language.tokenizer, language.template, context_tokens, is_asleep)
 
-    def canonical(self, name: str) -> str:
-        """The manifest's name for a name or alias; an unknown one comes back unchanged."""
-        if name in self._aliases:
-            return self._aliases[name]
+    def meant(self, name: str) -> Meant:
+        """What a client's name stands for: an alias or a model's name as a whole, else `model:adapter`; an unknown one for itself."""
+        whole = self._known(name)
+        if whole is not None:
+            return whole
+        base, _, adapter = name.rpartition(":")
+        known = self._known(base) if base else None
+        return replace(known, adapter=adapter) if known is not None else Meant(name)
+
+    def is_own(self, name: str) -> bool:
+        """Whether a name means a model of this node and no other: its manifest's own, with an adapter or not; no alias."""
         models = self.reconciler.actual.models if self.reconciler else {}
+        return name not in self._aliases and (name in models or name.rpartition(":")[0] in models)
+
+    def canonical(self, name: str) -> str:
+        """The manifest's name for a name or alias, as a whole; an unknown one comes back unchanged."""
+        known = self._known(name)
+        return name if known is None else known.model
+
+    def _known(self, name: str) -> Meant | None:
+        if (alias := self._aliases.get(name)) is not None:
+            return Meant(alias.model, alias.adapter, alias.thinking)
+        models = self.reconciler.actual.models if self.reconciler else {}
+        if name in models:
+            return Meant(name)
         for model in models:
             manifest = self.reconciler.manifest(model) if self.reconciler else None
             if manifest is not None and name in manifest.aliases:
-                return model
-        return name
+                return Meant(model)
+        return None
 
     def _context(self, manifest: Manifest) -> int:
         return min(self._context_tokens, manifest.generation.context_tokens) if manifest.task == "generation" else 0

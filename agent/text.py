@@ -94,13 +94,17 @@ class TextService:
     def continued_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], said: str) -> tuple[list[int], int]:
         """The token ids of a conversation whose answer has begun with `said`, its turn still open; and how many of them are of `said`.
 
-        Spaces at the end of `said` are left out: models continue from a word and write the space themselves.
+        Spaces at the end of `said` are left out: models continue from a word and write the space themselves. What was said are words and no
+        thoughts, so those that a prompt opens are closed before it.
         """
-        begun = self.chat_prompt(model, messages)
         served = self._resolve(model)
-        if not said.strip() or served.template is None:
+        told = _told(served, messages, (), thinking=False)
+        if told.rstrip().endswith("<think>"):
+            told = f"{told.rstrip()}\n\n</think>\n\n"
+        begun = _encode(served, told, special=False)
+        if not said.strip():
             return begun, 0
-        tokens = _encode(served, served.template.render(messages) + said.rstrip(" \n"), special=False)
+        tokens = _encode(served, told + said.rstrip(" \n"), special=False)
         return tokens, len(tokens) - len(begun)
 
     def encode(self, model: str, text: str) -> list[int]:

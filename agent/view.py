@@ -84,7 +84,7 @@ class View:
 
     def _aliases(self, name: str) -> tuple[str, ...]:
         manifest = self._reconciler.manifest(name)
-        configured = (alias for alias, target in self._settings.models.aliases.items() if target == name)
+        configured = (alias for alias, meant in self._settings.models.aliases.items() if meant.model == name)
         return (*(manifest.aliases if manifest else ()), *configured)
 
     def _uplink_word(self) -> str:

@@ -16,6 +16,8 @@ WITHOUT_EFFECT = frozenset({
 
 def may_keep(path: str, fields: Mapping[str, Any], keeps_all: bool) -> bool:
     """Whether the same request would get the same answer again: greedy or seeded, one choice; vectors always."""
+    if path.endswith("/responses"):  # its whole answers and its events are not turned into one another yet
+        return False
     if path.endswith("/embeddings"):
         return "input" in fields
     if not isinstance(fields.get("model"), str) or (fields.get("n") or 1) != 1:

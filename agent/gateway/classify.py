@@ -110,6 +110,8 @@ def failure_of_error(error: Exception, has_head: bool, has_token: bool) -> Failu
     """The class of what httpx raised. `has_head`, `has_token`: what had arrived before."""
     detail = type(error).__name__
     causes = tuple(_causes(error))
+    if isinstance(error, httpx.PoolTimeout):
+        return Failure("connect_timeout", "this node has no connection left to ask it on", weight=0.0)
     if isinstance(error, httpx.ConnectTimeout):
         return Failure("connect_timeout", detail)
     if any(isinstance(cause, ssl.SSLError) for cause in causes) and not has_head:

@@ -26,7 +26,7 @@ def honest(scope: Scope, receive: Receive, send: Send, cause: str, retry_s: Call
     held: list[Message] = []
 
     async def next_message(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] in (400, 404):
+        if message["type"] == "http.response.start" and message["status"] in (400, 404, 422):
             held.append(message)
             return
         if not held:

@@ -35,6 +35,17 @@ class Budgets:
     between_tokens_s: float = 15.0
     answer_s: float = 600.0
 
+    def within(self, left_s: float) -> Budgets:
+        """For a client that waits no longer: half of its time at most may pass without a token, so that this node can still answer."""
+        half_s = left_s / 2
+        return Budgets(
+            connect_s=min(self.connect_s, half_s),
+            first_byte_s=min(self.first_byte_s, half_s),
+            first_token_s=min(self.first_token_s, half_s),
+            between_tokens_s=self.between_tokens_s,
+            answer_s=min(self.answer_s, left_s),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -183,6 +194,8 @@ async def exchange(
         if failure := failure_of_status(response.status_code, response.headers, key_is_ours, wire_now()):
             raise PrimaryFailed(failure)
         is_json = "json" in response.headers.get("content-type", "")
+        if response.status_code in (404, 405) and asked.path.endswith("/responses"):  # DeepSeek has no such thing, and is well all the same
+            raise PrimaryFailed(Failure("malformed", f"HTTP {response.status_code}: it has no {asked.path}", weight=0.0))
         if response.status_code in (404, 405) and not is_json:  # a balancer without the service behind it answers so
             raise PrimaryFailed(Failure("malformed", f"HTTP {response.status_code} that is not the API's"))
         yield Exchange(response, budgets, started_s)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import anyio
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agent.errors import AgentError
 from agent.gateway.classify import Failure, PrimaryFailed
-from agent.gateway.continuation import CannotContinue, Continuation, Continues, as_api_error, interrupted, why_not
+from agent.gateway.continuation import CannotContinue, Continuation, as_api_error, interrupted, why_not
 from agent.gateway.fallback import honest, unavailable
 from agent.gateway.forward import Asked, Budgets, Exchange, exchange
 from agent.gateway.primary import Primary
@@ -23,7 +24,9 @@ from agent.gateway.route import ANSWERED, destination, fields_of, to_client, to_
 from agent.gateway.sse import Kind, Said
 from agent.gateway.visit import ClientGone, LocalRun, Visit, read_body
 from agent.gateway.whole import check_whole, unless_suspect
+from agent.http.collaborators import Meant, TextService
 from agent.http.errors import ApiError
+from agent.http.generation import Caller
 from agent.http.outcome import Answered, answered
 from agent.http.streams import event
 
@@ -31,14 +34,19 @@ RETRY_PAUSE_S = 0.2
 EARLY_HEAD_S = 10.0  # as long as this node holds the head of its own streams back
 KEEP_ALIVE_S = 10.0
 SLOWER_THAN_THE_HEDGE = 0.5
+SLOW = frozenset({"connect_timeout", "first_byte_timeout", "first_token_timeout", "keep_alive_only", "too_long"})
+BYTES_A_TOKEN = 4  # of a request whose stream tells no usage
 
 
 class Names(Protocol):
-    """Which model names this node knows: `is_own` for those that mean a model of this node and no other, `is_known` with aliases too."""
+    """Which model names this node knows: `is_own` for those that mean a model of this node and no other, `is_known` with aliases too.
+    `meant`: what it takes a name for."""
 
     def is_own(self, name: str) -> bool: ...
 
     def is_known(self, name: str) -> bool: ...
+
+    def meant(self, name: str) -> Meant: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class Gateway:
         client: httpx.AsyncClient,
         primary: Primary,
         policy: GatewayPolicy,
-        text: Continues,
+        text: TextService,
         names: Names,
         key: Callable[[], str],
     ) -> None:
@@ -181,14 +189,19 @@ class Gateway:
     async def _begin(self, asked: Asked, note: Answered, stack: AsyncExitStack) -> Begun:
         """The primary's answer up to its first token; once more where it failed at once and the budget of retries allows."""
         self._primary.asked()
-        is_second = False
+        usual, is_second = self._policy.budgets, False
+        budgets = usual.within(note.left_s(usual.answer_s)) if note.ends_s < math.inf else usual
         while True:
             note.cloud_calls += 1
             try:
-                begun = await (self._begin_stream(asked, stack) if asked.wants_stream else self._whole(asked))
+                begun = await (self._begin_stream(asked, budgets, stack) if asked.wants_stream else self._whole(asked, budgets))
             except PrimaryFailed as failed:
-                self._primary.failed(failed.failure)
-                if is_second or not failed.failure.facts.is_quick or failed.failure.retry_after_s or not self._primary.may_retry():
+                failure = failed.failure
+                if failure.kind in SLOW and budgets != usual:
+                    failure = replace(failure, weight=0.0)  # it was this client who could not wait
+                self._primary.failed(failure)
+                is_worth_it = failure.facts.is_quick and failure.weight and not failure.retry_after_s
+                if is_second or not is_worth_it or not self._primary.may_retry():
                     raise
                 is_second = True
                 await anyio.sleep(random.random() * RETRY_PAUSE_S)
@@ -197,8 +210,7 @@ class Gateway:
                 self._primary.succeeded()
             return begun
 
-    async def _begin_stream(self, asked: Asked, stack: AsyncExitStack) -> Begun:
-        budgets = self._policy.budgets
+    async def _begin_stream(self, asked: Asked, budgets: Budgets, stack: AsyncExitStack) -> Begun:
         begun_s = anyio.current_time()
         # Its own stack: an attempt that fails, or loses a race, must not stay connected and be paid for while another answers.
         async with AsyncExitStack() as attempt:
@@ -221,16 +233,14 @@ class Gateway:
             stack.push_async_exit(attempt.pop_all())
         return Begun(head, pending=tuple(pending), rest=rest)
 
-    async def _whole(self, asked: Asked) -> Begun:
-        budgets = self._policy.budgets
-
+    async def _whole(self, asked: Asked, budgets: Budgets) -> Begun:
         async def wait() -> Begun:
             async with exchange(self._client, self._policy.url, asked, budgets, bool(self._key()), None) as head:
                 return Begun(head, await head.whole())
 
         begun = await unless_suspect(wait, self._primary.suspected, budgets.first_token_s, budgets.answer_s)
         if begun.exchange.status == 200:
-            check_whole(begun.body or b"", ANSWERED[asked.path])
+            begun.exchange.said.tokens = check_whole(begun.body or b"", ANSWERED[asked.path])
         return begun
 
     async def _deliver(
@@ -245,6 +255,7 @@ class Gateway:
         if first.body is not None:
             body = named(first.body)
             headers = [*headers, (b"content-length", str(len(body)).encode())]
+            note.tokens += first.exchange.said.tokens
             await visit.send({"type": "http.response.start", "status": first.exchange.status, "headers": headers})
             await visit.send({"type": "http.response.body", "body": body})
             return
@@ -259,6 +270,9 @@ class Gateway:
             self._primary.failed(failed.failure)
             await stack.aclose()  # one that stalls would go on, and be paid for
             await self._go_on(fields, first.exchange.said, failed.failure, visit, note)
+        finally:
+            said = first.exchange.said
+            note.tokens += said.tokens or len(visit.body) // BYTES_A_TOKEN + said.pieces
         await visit.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _go_on(self, fields: Mapping[str, Any], said: Said, failure: Failure, visit: Visit, note: Answered) -> None:
@@ -278,7 +292,8 @@ class Gateway:
         async def produce() -> None:
             async with outbox:
                 try:
-                    async with aclosing(Continuation(self._text, fields, said, failure).events()) as items:
+                    going_on = Continuation(self._text, fields, said, failure, self._names.meant(str(fields.get("model"))), Caller(note))
+                    async with aclosing(going_on.events()) as items:
                         async for item in items:
                             await outbox.send(item)
                 except (CannotContinue, AgentError) as error:

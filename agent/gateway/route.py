@@ -10,7 +10,7 @@ from typing import Any, Literal
 from starlette.types import Scope
 
 from agent.gateway.forward import Asked, headers_to_send
-from agent.http.front import PREFIXES
+from agent.http.paths import PREFIXES
 
 # A path is joined to the primary's URL: plain characters, and no way up.
 PATH = re.compile(r"^/(?!.*/\.{1,2}(/|$))[A-Za-z0-9._~:@!$&'()*+,;=/-]*$")
@@ -18,7 +18,7 @@ PATH = re.compile(r"^/(?!.*/\.{1,2}(/|$))[A-Za-z0-9._~:@!$&'()*+,;=/-]*$")
 ANSWERED = {
     prefix + path: key
     for prefix in PREFIXES
-    for path, key in (("/chat/completions", "choices"), ("/completions", "choices"), ("/embeddings", "data"))
+    for path, key in (("/chat/completions", "choices"), ("/completions", "choices"), ("/responses", "output"), ("/embeddings", "data"))
 }
 OURS = frozenset(prefix + path for prefix in PREFIXES for path in ("/batch", "/classify", "/detect", "/rerank", "/models"))
 PASSED = ("/v1/", "/beta/", "/anthropic/", "/user/")

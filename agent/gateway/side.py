@@ -17,23 +17,21 @@ from agent.gateway.answers import AnswerCache, CachePolicy
 from agent.gateway.answers_redis import RedisAnswers
 from agent.gateway.answers_sqlite import SqliteAnswers
 from agent.gateway.breaker import Breaker, BreakerPolicy, Closed, RetryBudget
-from agent.gateway.continuation import Continues
 from agent.gateway.forward import Budgets
 from agent.gateway.gateway import Gateway, GatewayPolicy
 from agent.gateway.keys import KeyFile
 from agent.gateway.primary import Primary
 from agent.gateway.probe import Probe, probe_primary
 from agent.gateway.sla import SlaRecord
-from agent.http.collaborators import Gate, ServiceFailure, Services
+from agent.http.collaborators import Gate, Meant, ServiceFailure, Services, TextService
 from agent.http.context import now_s
-from agent.http.generation import named
 from agent.mode import Allowed, Refused
 from agent.protocol.wire import Severity
 from agent.served import ServedModels
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS = 512  # over every limit of requests in flight, so that none waits for a free one
+MORE_CONNECTIONS = 64  # than requests may be forwarded: for probes, and for paths that are passed on without being counted
 
 
 class OwnNames:
@@ -43,19 +41,22 @@ class OwnNames:
         self._served = served
 
     def is_own(self, name: str) -> bool:
-        reconciler = self._served.reconciler
-        return reconciler is not None and named(name)[0] in reconciler.actual.models
+        return self._served.is_own(name)
 
     def is_known(self, name: str) -> bool:
-        return self.is_own(self._served.canonical(named(name)[0]))
+        return self._served.is_own(self.meant(name).model)
+
+    def meant(self, name: str) -> Meant:
+        return self._served.meant(name)
 
     def engine(self, name: str) -> str | None:
         """The engine that answers a name now, precisely; None: none does."""
         try:
-            served = self._served.resolve(named(name)[0])
+            meant = self.meant(name)
+            served = self._served.resolve(meant.model)
         except ServiceFailure:
             return None
-        return f"local:{served.manifest.name}:{served.folder.name}"
+        return f"local:{served.manifest.name}:{served.folder.name}:{meant.adapter}:{meant.thinking}"
 
 
 class AnswerOrigins:
@@ -79,7 +80,7 @@ class AnswerOrigins:
 class GatewaySide:
     """`before` puts answer cache and gateway before the endpoints of a node; `parts` run beside its server."""
 
-    def __init__(self, node: Settings, text: Continues, served: ServedModels, tell: Callable[[Severity, str], None]) -> None:
+    def __init__(self, node: Settings, text: TextService, served: ServedModels, tell: Callable[[Severity, str], None]) -> None:
         settings = node.gateway
         self._settings = settings
         self._text = text
@@ -88,8 +89,9 @@ class GatewaySide:
         self._store = _store(node.cache, node.node.state) if node.cache.ttl_s else None
         self._tell = tell
         self._key = KeyFile(settings.key_file).key
+        connections = node.http.forwarded + MORE_CONNECTIONS
         self._client = httpx.AsyncClient(
-            trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=30.0)
+            trust_env=False, limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32, keepalive_expiry=30.0)
         )
         self.answers: AnswerCache | None = None
         self._sla = SlaRecord(node.node.state / "sla.sqlite", now_s, self._standing)

@@ -44,7 +44,11 @@ class Splitter:
 
 @dataclass
 class Said:
-    """What a stream has said: the text of its only choice, and the fields that its further chunks must repeat."""
+    """What a stream has said: the text of its only choice, and the fields that its further chunks must repeat.
+
+    tokens   that it cost, as its usage tells; 0: it has not told
+    pieces   events with a token
+    """
 
     head: dict[str, Any] = field(default_factory=dict)
     text: list[str] = field(default_factory=list)
@@ -53,9 +57,16 @@ class Said:
     has_usage: bool = False
     is_plain: bool = True  # one choice, with text only
     finish: str | None = None
+    tokens: int = 0
+    pieces: int = 0
 
     def read(self, event: bytes) -> tuple[Kind, str]:
         """What kind of event this is, and words for an error."""
+        kind, words = self._read(event)
+        self.pieces += kind == "token"
+        return kind, words
+
+    def _read(self, event: bytes) -> tuple[Kind, str]:
         lines = DATA_LINE.findall(event.replace(b"\r\n", b"\n"))
         if not lines:
             return ("comment" if event.lstrip()[:1] in (b":", b"") else "other"), ""
@@ -70,12 +81,28 @@ class Said:
             return "malformed", "an event that is no object"
         if chunk.get("error"):
             return "error", _words(chunk["error"])
-        return self._chunk(chunk)
+        return self._typed(chunk) if isinstance(chunk.get("type"), str) and "sequence_number" in chunk else self._chunk(chunk)
+
+    def _typed(self, item: Mapping[str, Any]) -> tuple[Kind, str]:
+        """An event of the Responses API; its answers are not gone on with."""
+        self.is_plain = False
+        kind, response = item["type"], item.get("response")
+        if kind in ("error", "response.failed"):
+            error = response.get("error") if isinstance(response, dict) else item
+            return "error", _words(error)
+        if kind in ("response.completed", "response.incomplete"):
+            self.has_token = True
+            self.tokens = total_tokens(response)
+            return "done", ""
+        is_token = kind.endswith((".delta", ".done"))
+        self.has_token = self.has_token or is_token
+        return ("token" if is_token else "other"), ""
 
     def _chunk(self, chunk: Mapping[str, Any]) -> tuple[Kind, str]:
         if not self.head:
             self.head = {name: chunk[name] for name in ("id", "object", "created", "model", "system_fingerprint") if name in chunk}
         self.has_usage = self.has_usage or bool(chunk.get("usage"))
+        self.tokens = total_tokens(chunk) or self.tokens
         choices = chunk.get("choices")
         if choices is None and "usage" not in chunk and "id" not in chunk:
             return "malformed", "an event without choices"
@@ -104,6 +131,13 @@ class Said:
         if finish:
             self.finish = str(finish)
         return bool(text or others or finish or delta.get("reasoning_content") or delta.get("reasoning"))
+
+
+def total_tokens(answer: Any) -> int:
+    """What an answer, a chunk or a response says that it cost; 0 where it does not say."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if isinstance(total, int) and total > 0 else 0
 
 
 def _words(error: Any) -> str:

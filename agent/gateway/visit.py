@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent.http.outcome import KEY, answered
 
 
 class ClientGone(Exception):
@@ -64,6 +67,7 @@ class LocalRun:
         self.is_good = False
         self._local = local
         self._visit = visit
+        self._note = replace(answered(visit.scope))  # of its own: where another answer is given, how this one ends says nothing
         self._on_first = on_first
         self._scope = anyio.CancelScope()
         # Full: generation waits. 64 events are some seconds of tokens, enough for a race.
@@ -72,21 +76,26 @@ class LocalRun:
     async def run(self) -> None:
         with self._scope:
             async with self._outbox:
-                await self._local(dict(self._visit.scope), self._visit.receive(), self._put)
+                await self._local({**self._visit.scope, KEY: self._note}, self._visit.receive(), self._put)
 
     def cancel(self) -> None:
         self._scope.cancel()
         self._inbox.close()
 
     async def deliver(self) -> None:
-        async with self._inbox:
-            async for message in self._inbox:
-                await self._visit.send(message)
+        try:
+            async with self._inbox:
+                async for message in self._inbox:
+                    await self._visit.send(message)
+        finally:
+            note = answered(self._visit.scope)
+            note.has_failed = self._note.has_failed
+            note.tokens += self._note.tokens
 
     async def _put(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-        elif not self.is_good and self.status == 200:
+        elif not self.is_good and self.status == 200 and not message.get("body", b"").startswith(b":"):  # a comment is no token
             self.is_good = True
             self._on_first()
         try:

@@ -9,13 +9,15 @@ from typing import TypeVar
 import anyio
 
 from agent.gateway.classify import FAILED_FINISHES, Failure, PrimaryFailed
+from agent.gateway.sse import total_tokens
 
 Found = TypeVar("Found")
 IsSuspect = Callable[[], Awaitable[Failure | None]]
 
 
-def check_whole(body: bytes, key: str) -> None:
-    """Raises PrimaryFailed where a body with status 200 is no answer. `key`: the field that every answer of the endpoint has."""
+def check_whole(body: bytes, key: str) -> int:
+    """The tokens that an answer says it took. Raises PrimaryFailed where a body with status 200 is none. `key`: the field that every answer
+    of the endpoint has."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -24,6 +26,7 @@ def check_whole(body: bytes, key: str) -> None:
         raise PrimaryFailed(Failure("malformed", f"a body without {key}"))
     if any(isinstance(choice, dict) and choice.get("finish_reason") in FAILED_FINISHES for choice in answer[key]):
         raise PrimaryFailed(Failure("server_error", "insufficient_system_resource"))
+    return total_tokens(answer)
 
 
 async def unless_suspect(wait: Callable[[], Awaitable[Found]], is_suspect: IsSuspect, look_s: float, answer_s: float) -> Found:

@@ -24,13 +24,15 @@ from agent.http import (
     node,
     page,
     rerank,
+    responses,
     sightings,
     sla,
 )
 from agent.http.camera_metrics import CameraCollector
 from agent.http.collaborators import Limits, Services
 from agent.http.context import Context
-from agent.http.front import Front, InFlight
+from agent.http.front import Front
+from agent.http.in_flight import AnsweredHere, InFlight
 from agent.http.metrics import Metrics
 from agent.http.streams import ClientLeft
 
@@ -51,7 +53,7 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     if services.vision is not None:
         registry.register(CameraCollector(services.vision, services.sightings))
     context = Context(services, limits, metrics)
-    in_flight = InFlight()
+    in_flight, here = InFlight(), InFlight()
     # The interactive documentation of FastAPI loads scripts from a CDN; the schema at /openapi.json is enough.
     app = FastAPI(title="Hotspare", docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
@@ -61,12 +63,13 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
         return Response(status_code=499)
 
     app.add_exception_handler(ClientLeft, client_left)
-    for part in (chat, completions, encoders, rerank, batch, detection, cameras, camera_orders, sightings, deployments, node):
+    for part in (chat, completions, responses, encoders, rerank, batch, detection, cameras, camera_orders, sightings, deployments, node):
         app.include_router(part.router(context))
     app.include_router(node.models_router(context))
     app.include_router(sla.router(services.sla))
     if services.demo is not None:
         app.include_router(demo.router(services.demo))
     app.include_router(page.router())
-    layered = services.around(app) if services.around else app
-    return Application(Front(layered, services, limits, metrics, in_flight), in_flight, context.closing)
+    bounded = AnsweredHere(app, limits.in_flight, here)
+    layered = services.around(bounded) if services.around else bounded
+    return Application(Front(layered, services, limits, metrics, in_flight, here), in_flight, context.closing)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from agent.errors import AgentError
 from agent.http.context import Context, add_post, new_id, now_s
 from agent.http.errors import ApiError, failed, fault_of
-from agent.http.generation import Caller, Job, complete, jobs_of, named, sampling_of, usage_of
+from agent.http.generation import Caller, Job, complete, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.requests import BatchItem, BatchRequest
 from agent.http.streams import all_of, unless_left
@@ -30,7 +30,7 @@ def router(context: Context) -> APIRouter:
     async def batch(body: BatchRequest, request: Request) -> Response:
         """Run the items side by side, as many at a time as leave room for chats in the worker's queue."""
         model = context.model_or_default(body.model, "generation")
-        caller = Caller(answered(request.scope).tenant, BATCH_PRIORITY)
+        caller = Caller(answered(request.scope), BATCH_PRIORITY)
         calls = [partial(_answer, context, places, caller, model, index, raw) for index, raw in enumerate(body.requests)]
         items = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
         usages = [item["usage"] for item in items if "usage" in item]
@@ -54,18 +54,19 @@ async def _answer(
         item = BatchItem.model_validate(raw)
         model = item.model or default_model
         text = context.text()
-        base, adapter = named(model)
+        meant = context.services.meant(model)
 
         def job_of_item() -> Job:
             if item.messages:
-                prompt = text.chat_prompt(base, [message.plain() for message in item.messages])
+                prompt = text.chat_prompt(meant.model, [message.plain() for message in item.messages], thinking=meant.thinking)
             else:
-                prompt = text.encode(base, item.prompt) if isinstance(item.prompt, str) else item.prompt or []
-            return jobs_of([prompt], 1, sampling_of(item, item.max_tokens, caller, grammar=item.grammar(), adapter=adapter))[0]
+                prompt = text.encode(meant.model, item.prompt) if isinstance(item.prompt, str) else item.prompt or []
+            sampling = sampling_of(item, item.max_tokens, caller, grammar=item.grammar(), adapter=meant.adapter)
+            return jobs_of([prompt], 1, sampling, caller)[0]
 
         job = await anyio.to_thread.run_sync(job_of_item)
         async with places:
-            choice = await complete(text, context.metrics, base, job)
+            choice = await complete(text, context.metrics, meant.model, job)
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
         return {"index": index, **fault_of(faults, raw).body()}

@@ -9,16 +9,16 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from agent.http.collaborators import TextDelta, TextService, TokenLogprob, Usage
+from agent.http.collaborators import Meant, TextDelta, TextService, TokenLogprob, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, follow, jobs_of, named, sampling_of, usage_of
+from agent.http.errors import unsupported
+from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.reply import Call, Reply, Said
 from agent.http.requests import ChatRequest
-from agent.http.streams import Emit, EventStream, all_of, unless_left
+from agent.http.streams import WHOLE, Emit, EventStream, all_of
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,35 @@ def router(context: Context) -> APIRouter:
         """Answer a conversation."""
         text = context.text()
         # In a thread: megabytes take seconds, in which the node must go on answering and renewing its lease.
-        turn = await anyio.to_thread.run_sync(turn_of, text, body, Caller(answered(request.scope).tenant))
+        turn = await anyio.to_thread.run_sync(turn_of, text, body, context.services.meant(body.model), Caller(answered(request.scope)))
         if body.stream:
             return EventStream(partial(_stream, context, body, turn), context.limits, context.metrics.disconnects.inc)
-        calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
-        choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
-        return JSONResponse(_answer(body, turn, choices))
+
+        async def whole(emit: Emit) -> None:
+            calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
+            await emit(_answer(body, turn, await all_of(*calls)))
+
+        return EventStream(whole, context.limits, context.metrics.disconnects.inc, WHOLE)
 
     add_post(routes, "/chat/completions", chat)
     return routes
 
 
-def turn_of(text: TextService, body: ChatRequest, caller: Caller) -> Turn:
-    """Raises AgentError, ApiError."""
-    model, adapter = named(body.model)
-    sampling = sampling_of(body, body.limit, caller, body.wanted_logprobs, body.grammar(), adapter)
-    thinking = None if body.thinking is None else body.thinking.type == "enabled"
+def turn_of(text: TextService, body: ChatRequest, meant: Meant, caller: Caller) -> Turn:
+    """`meant`: what the name of the model stands for. Raises AgentError, ApiError."""
+    model = meant.model
+    sampling = sampling_of(body, body.limit, caller, body.wanted_logprobs, body.grammar(), meant.adapter)
+    thinking = meant.thinking if body.thinking is None else body.thinking.type == "enabled"
     messages = [message.plain() for message in body.messages]
     if body.messages[-1].prefix:
+        if sampling.grammar:
+            raise unsupported("prefix", "an answer that has begun is held to no format here and calls no tools; leave them out")
         prompt, said = text.continued_prompt(model, messages[:-1], messages[-1]["content"])
-        return Turn(model, jobs_of([prompt], body.n or 1, sampling, continues=said > 0), (), False)
+        return Turn(model, jobs_of([prompt], body.n or 1, sampling, caller, continues=said > 0), (), False)
     tools = body.wanted_tools()
     offered = [tool.offered() for tool in body.tools or () if tool.function.name in tools]
     prompt = text.chat_prompt(model, messages, offered, thinking)
-    return Turn(model, jobs_of([prompt], body.n or 1, sampling), tools, text.begins_in_thoughts(model, thinking))
+    return Turn(model, jobs_of([prompt], body.n or 1, sampling, caller), tools, text.begins_in_thoughts(model, thinking))
 
 
 def _answer(body: ChatRequest, turn: Turn, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def _choice(body: ChatRequest, reply: Reply, choice: Choice) -> dict[str, Any]:
         "index": choice.index,
         "message": message,
         "logprobs": chat_logprobs(choice.logprobs) if body.logprobs else None,
-        "finish_reason": _finish(choice.finish, reply),
+        "finish_reason": finish_of(choice.finish, reply),
     }
 
 
@@ -99,7 +104,8 @@ def _call(call: Call) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _finish(finish: str, reply: Reply) -> str:
+def finish_of(finish: str, reply: Reply) -> str:
+    """Why an answer ended, in OpenAI's words."""
     return "tool_calls" if finish == "stop" and reply.has_calls else finish
 
 
@@ -121,7 +127,7 @@ async def _stream(context: Context, body: ChatRequest, turn: Turn, emit: Emit) -
             for each in said:
                 logprobs = chat_logprobs(untold) if body.logprobs else None
                 untold.clear()
-                await send(job.index, _delta(each), logprobs)
+                await send(job.index, delta_of(each), logprobs)
 
         async def each(delta: TextDelta) -> None:
             nonlocal has_role, finish
@@ -135,7 +141,7 @@ async def _stream(context: Context, body: ChatRequest, turn: Turn, emit: Emit) -
         usage = await follow(context.text(), context.metrics, turn.model, job, each)
         rest = reply.end()
         await say(rest if rest or not (untold and body.logprobs) else [Said("content")])
-        await send(job.index, {}, finish=_finish(finish, reply))
+        await send(job.index, {}, finish=finish_of(finish, reply))
         return usage
 
     usages = await all_of(*(partial(run, job) for job in turn.jobs))
@@ -143,7 +149,8 @@ async def _stream(context: Context, body: ChatRequest, turn: Turn, emit: Emit) -
         await emit({**head, "choices": [], "usage": usage_of(usages, prompts=1)})
 
 
-def _delta(said: Said) -> dict[str, Any]:
+def delta_of(said: Said) -> dict[str, Any]:
+    """A piece of an answer as a chunk tells it."""
     if said.call is not None:
         return {"tool_calls": [{"index": said.call.index, **_call(said.call)}]}
     return {"reasoning_content" if said.kind == "reasoning" else "content": said.text}

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from agent.cameras.record import EventRecord
 from agent.cameras.store import Filter
 from agent.errors import AgentError
+from agent.http.keys import Keys
 from agent.http.outcome import Outcome
 from agent.mode import Allowed, Reason, Refused
 from agent.protocol.wire import LeaseKind, Mode
@@ -59,6 +60,21 @@ class Sampling:
     grammar: str = ""
     adapter: str = ""
     tenant: str = ""
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What a client's name of a model stands for. `thinking`: unless the request says otherwise; None: the model's own default."""
+
+    model: str
+    adapter: str = ""
+    thinking: bool | None = None
+
+
+def split_name(name: str) -> Meant:
+    """`model:adapter`, where nothing is known of aliases."""
+    model, _, adapter = name.partition(":")
+    return Meant(model, adapter)
 
 
 @dataclass(frozen=True)
@@ -314,12 +330,17 @@ class Demo(Protocol):
         """Raises ServiceFailure if that did not work."""
 
 
+def nobody() -> Keys:
+    """No key is asked for."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Services:
-    """`text` or `vision` None: this node runs no such pipelines. `key_digests`: SHA-256 of the API keys; empty: open.
+    """`text` or `vision` None: this node runs no such pipelines. `keys`: SHA-256 of the API keys, and their rules; empty: open.
 
     `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended,
-    `sla` reports what that came to.
+    `sla` reports what that came to. `meant` reads a client's name of a model; an unknown one stands for itself.
     """
 
     node_id: str
@@ -328,23 +349,28 @@ class Services:
     text: TextService | None = None
     vision: VisionService | None = None
     demo: Demo | None = None
-    key_digests: tuple[bytes, ...] = ()
+    keys: Callable[[], Keys] = nobody
     deployments: Deployments | None = None
     around: Callable[[ASGIApp], ASGIApp] | None = None
     record: Callable[[Outcome], None] | None = None
     sla: Callable[[], Mapping[str, Any]] | None = None
     cameras: Cameras | None = None
     sightings: Sightings | None = None
+    meant: Callable[[str], Meant] = split_name
 
 
 @dataclass(frozen=True)
 class Limits:
+    """`in_flight`: inference requests that this node answers itself at the same time; `forwarded`: those that wait for the primary, for a
+    kept answer or for an equal request."""
+
     json_bytes: int = 8 << 20
     picture_bytes: int = 20 << 20
     body_s: float = 30.0
     header_s: float = 10.0
     answer_s: float = 600.0
     in_flight: int = 32
+    forwarded: int = 256
     batch_items: int = 8  # of all batches, at the same time; the worker's queue has 16 places beside its slots, and chats need some
     pictures: int = 4  # each holds up to picture_bytes of memory
     watchers: int = 8

@@ -8,15 +8,14 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from agent.http.collaborators import TextDelta, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Caller, Job, complete, completion_logprobs, follow, jobs_of, named, sampling_of, usage_of
+from agent.http.generation import Caller, Choice, Job, complete, completion_logprobs, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.requests import CompletionRequest
-from agent.http.streams import Emit, EventStream, all_of, unless_left
+from agent.http.streams import WHOLE, Emit, EventStream, all_of
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -28,34 +27,26 @@ def router(context: Context) -> APIRouter:
         """Continue one prompt or several."""
         text = context.text()
         asked = body.prompts
-        model, adapter = named(body.model)
-        caller = Caller(answered(request.scope).tenant)
+        meant = context.services.meant(body.model)
+        model = meant.model
+        caller = Caller(answered(request.scope))
         top_logprobs = -1 if body.logprobs is None else body.logprobs
 
         def jobs_of_body() -> list[Job]:
             prompts = [text.encode(model, prompt) if isinstance(prompt, str) else prompt for prompt in asked]
             max_tokens = body.max_tokens or DEFAULT_MAX_TOKENS
-            return jobs_of(prompts, body.n or 1, sampling_of(body, max_tokens, caller, top_logprobs, body.grammar(), adapter))
+            sampling = sampling_of(body, max_tokens, caller, top_logprobs, body.grammar(), meant.adapter)
+            return jobs_of(prompts, body.n or 1, sampling, caller)
 
         jobs = await anyio.to_thread.run_sync(jobs_of_body)
         if body.stream:
-            return EventStream(partial(_stream, context, body, jobs, len(asked)), context.limits, context.metrics.disconnects.inc)
-        calls = [partial(complete, text, context.metrics, model, job) for job in jobs]
-        choices = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
-        wants_logprobs = body.logprobs is not None
-        return JSONResponse({
-            **_head(body),
-            "choices": [
-                {
-                    "index": choice.index,
-                    "text": choice.text,
-                    "logprobs": completion_logprobs(choice.logprobs, 0) if wants_logprobs else None,
-                    "finish_reason": choice.finish,
-                }
-                for choice in choices
-            ],
-            "usage": usage_of([choice.usage for choice in choices], len(asked)),
-        })  # fmt: skip
+            return EventStream(partial(_stream, context, body, model, jobs, len(asked)), context.limits, context.metrics.disconnects.inc)
+
+        async def whole(emit: Emit) -> None:
+            calls = [partial(complete, text, context.metrics, model, job) for job in jobs]
+            await emit(_answer(body, await all_of(*calls), len(asked)))
+
+        return EventStream(whole, context.limits, context.metrics.disconnects.inc, WHOLE)
 
     add_post(routes, "/completions", completions)
     return routes
@@ -65,7 +56,24 @@ def _head(body: CompletionRequest) -> dict[str, Any]:
     return {"id": new_id("cmpl"), "object": "text_completion", "created": now_s(), "model": body.model}
 
 
-async def _stream(context: Context, body: CompletionRequest, jobs: Sequence[Job], prompts: int, emit: Emit) -> None:
+def _answer(body: CompletionRequest, choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
+    wants_logprobs = body.logprobs is not None
+    return {
+        **_head(body),
+        "choices": [
+            {
+                "index": choice.index,
+                "text": choice.text,
+                "logprobs": completion_logprobs(choice.logprobs, 0) if wants_logprobs else None,
+                "finish_reason": choice.finish,
+            }
+            for choice in choices
+        ],
+        "usage": usage_of([choice.usage for choice in choices], prompts),
+    }
+
+
+async def _stream(context: Context, body: CompletionRequest, model: str, jobs: Sequence[Job], prompts: int, emit: Emit) -> None:
     wants_usage = bool(body.stream_options and body.stream_options.include_usage)
     head = _head(body)
     tail: dict[str, Any] = {"usage": None} if wants_usage else {}
@@ -82,7 +90,7 @@ async def _stream(context: Context, body: CompletionRequest, jobs: Sequence[Job]
                 choice = {"index": job.index, "text": delta.text, "logprobs": logprobs, "finish_reason": None}
                 await emit({**head, "choices": [choice], **tail})
 
-        usage = await follow(context.text(), context.metrics, named(body.model)[0], job, each)
+        usage = await follow(context.text(), context.metrics, model, job, each)
         choice = {"index": job.index, "text": "", "logprobs": None, "finish_reason": finish}
         await emit({**head, "choices": [choice], **tail})
         return usage

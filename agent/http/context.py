@@ -12,8 +12,8 @@ from fastapi import APIRouter
 
 from agent.http.collaborators import Limits, Services, TextService, VisionService
 from agent.http.errors import ApiError
-from agent.http.front import PREFIXES
 from agent.http.metrics import Metrics
+from agent.http.paths import PREFIXES
 from agent.protocol.wire import wire_now
 
 

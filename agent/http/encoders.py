@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from agent.http.context import Context, add_post
 from agent.http.errors import unsupported
+from agent.http.outcome import answered
 from agent.http.requests import ClassifyRequest, EmbeddingRequest
 from agent.http.streams import unless_left
 
@@ -26,6 +27,7 @@ def router(context: Context) -> APIRouter:
         if body.dimensions not in (None, rows.shape[1]):
             raise unsupported("dimensions", f"{body.model} has {rows.shape[1]} dimensions and cannot be cut to {body.dimensions}")
         context.metrics.tokens.labels(body.model, "prompt").inc(tokens)
+        answered(request.scope).tokens += tokens
 
         def written(row: Any) -> Any:
             return base64.b64encode(row.astype("<f4").tobytes()).decode() if body.encoding_format == "base64" else row.tolist()

@@ -11,9 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from agent.errors import AgentError, WorkerRefused
 from agent.http.collaborators import ServiceFailure
+from agent.http.paths import is_inference
 from agent.http.reasons import WORDS
 from agent.mode import Refused
 
@@ -61,6 +63,18 @@ class ApiError(HTTPException):
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body(), status_code=self.status_code, headers=self.headers)
+
+
+# DeepSeek calls these 422 and keeps 400 for bodies that are no request at all: https://api-docs.deepseek.com/quick_start/error_codes
+PARAMETER_FAULTS = frozenset({"invalid_value", "unsupported_parameter", "unknown_parameter", "missing_required_parameter"})
+
+
+def answer_of(error: ApiError, scope: Scope) -> JSONResponse:
+    """The answer for an error, with the status that clients of this base URL know: OpenAI's under /v1, DeepSeek's elsewhere."""
+    response = error.response()
+    if error.status_code == 400 and error.code in PARAMETER_FAULTS and is_inference(scope) and not scope["path"].startswith("/v1/"):
+        response.status_code = 422
+    return response
 
 
 def unsupported(param: str, why: str) -> ApiError:
@@ -123,11 +137,13 @@ def _path(path: Sequence[str | int], body: Any, is_missing: bool) -> str:
     """Pydantic mixes the branches of unions into the path; only what can be found in the body is part of it."""
     text = ""
     for position, part in enumerate(path):
+        if not isinstance(body, (dict, list)):
+            break
         is_last_missing = is_missing and position == len(path) - 1
         try:
-            body = None if is_last_missing else body[part]
+            body = None if is_last_missing else body[part]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
-            break
+            continue
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 
@@ -135,16 +151,16 @@ def _path(path: Sequence[str | int], body: Any, is_missing: bool) -> str:
 def install(app: FastAPI) -> None:
     """Make `app` answer every error in this shape."""
 
-    async def api_error(_: Request, error: Exception) -> JSONResponse:
-        return error.response() if isinstance(error, ApiError) else ApiError(500, "unexpected").response()
+    async def api_error(request: Request, error: Exception) -> JSONResponse:
+        return answer_of(error if isinstance(error, ApiError) else ApiError(500, "unexpected"), request.scope)
 
-    async def service_failure(_: Request, error: Exception) -> JSONResponse:
-        return failed(error).response() if isinstance(error, AgentError) else ApiError(500, "unexpected").response()
+    async def service_failure(request: Request, error: Exception) -> JSONResponse:
+        return answer_of(failed(error) if isinstance(error, AgentError) else ApiError(500, "unexpected"), request.scope)
 
-    async def not_valid(_: Request, error: Exception) -> JSONResponse:
+    async def not_valid(request: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, RequestValidationError):
             return ApiError(500, "unexpected").response()
-        return fault_of(error.errors(), error.body).response()
+        return answer_of(fault_of(error.errors(), error.body), request.scope)
 
     async def no_route(request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500

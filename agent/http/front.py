@@ -8,62 +8,39 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import time
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agent.http.allowance import Allowances
 from agent.http.collaborators import Limits, Services
-from agent.http.errors import ApiError, refused
+from agent.http.errors import ApiError, answer_of, invalid, refused
+from agent.http.in_flight import InFlight, too_many
+from agent.http.keys import Keys
 from agent.http.metrics import Metrics
 from agent.http.outcome import Outcome, answered
+from agent.http.paths import INFERENCE, OPEN_WITHOUT_KEY, is_inference
 from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
 
-PREFIXES = ("/v1", "", "/beta")  # OpenAI's base, DeepSeek's bare host, and its beta base
-INFERENCE = frozenset(
-    prefix + path
-    for prefix in PREFIXES
-    for path in ("/chat/completions", "/completions", "/embeddings", "/rerank", "/batch", "/classify", "/detect")
-)
-OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
-
-
-class InFlight:
-    """How many inference requests are being answered; draining waits for none."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._is_idle = anyio.Event()
-        self._is_idle.set()
-
-    def enter(self) -> None:
-        if self.count == 0:
-            self._is_idle = anyio.Event()
-        self.count += 1
-
-    def leave(self) -> None:
-        self.count -= 1
-        if self.count == 0:
-            self._is_idle.set()
-
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """True once nothing is in flight, False if that took longer than `timeout_s`."""
-        with anyio.move_on_after(timeout_s):
-            while self.count:
-                await self._is_idle.wait()
-        return self.count == 0
+DEADLINE = re.compile(r"^\d{1,6}(\.\d{1,6})?$")
 
 
 class Front:
-    def __init__(self, app: ASGIApp, services: Services, limits: Limits, metrics: Metrics, in_flight: InFlight) -> None:
+    """`in_flight`: all inference requests; `here`: those of them that this node answers itself."""
+
+    def __init__(self, app: ASGIApp, services: Services, limits: Limits, metrics: Metrics, in_flight: InFlight, here: InFlight) -> None:
         self._app = app
         self._services = services
         self._limits = limits
         self._metrics = metrics
         self._in_flight = in_flight
+        self._allowances = Allowances(time.monotonic)
+        self._here = here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,7 +50,7 @@ class Front:
         served_by = f"hotspare/{self._services.node_id}"
         note = answered(scope)
         first_s: float | None = None
-        is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"
+        is_asked = is_inference(scope)
 
         async def send_named(message: Message) -> None:
             nonlocal status, first_s
@@ -82,7 +59,7 @@ class Front:
                 headers = MutableHeaders(scope=message)
                 headers["X-Served-By"] = served_by
                 headers["X-Content-Type-Options"] = "nosniff"
-                if is_inference or note.cloud_calls:
+                if is_asked or note.cloud_calls:
                     headers["X-Hotspare-Backend"] = note.backend
             elif first_s is None and message.get("body"):
                 first_s = time.monotonic()
@@ -90,6 +67,9 @@ class Front:
 
         try:
             await self._admit(scope, receive, send_named)
+        except Exception:  # the server breaks the connection off, whatever the head said
+            note.has_failed = True
+            raise
         finally:
             endpoint = getattr(scope.get("route"), "path", None) or (scope["path"] if scope["path"] in INFERENCE else "other")
             self._metrics.requests.labels(endpoint, _method(scope), status).inc()
@@ -104,15 +84,36 @@ class Front:
                     self._services.record(outcome)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_inference = scope["path"] in INFERENCE and scope["method"] == "POST"
-        problem = self._key_problem(scope) or (self._gate_problem() if is_inference else None) or self._length_problem(scope)
+        is_asked = is_inference(scope)
+        keys = self._services.keys()
+        problem = (
+            _key_problem(scope, keys)
+            or (self._gate_problem() if is_asked else None)
+            or self._length_problem(scope)
+            or _take_deadline(scope)
+        )
         if problem:
             # A node that was not told to serve refuses by design; one that is too busy fails its clients.
-            answered(scope).is_counted = is_inference and problem.status_code == 429
-            await problem.response()(scope, receive, send)
+            answered(scope).is_counted = is_asked and problem.status_code == 429
+            await answer_of(problem, scope)(scope, receive, send)
             return
+        if not keys or scope["method"] != "POST":
+            await self._admitted(scope, receive, send, is_asked)
+            return
+        digest = _key_digest(scope)
+        try:
+            self._allowances.enter(digest, keys)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        try:
+            await self._admitted(scope, receive, send, is_asked)
+        finally:
+            self._allowances.leave(digest, answered(scope).tokens)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send, is_asked: bool) -> None:
         bounded = self._bounded(scope, receive)
-        if not is_inference:
+        if not is_asked:
             await self._app(scope, bounded, send)
             return
         answered(scope).is_counted = True
@@ -127,35 +128,19 @@ class Front:
 
     def _tenant(self, scope: Scope) -> str:
         """Who shares the models fairly: the holders of keys, or where none are asked for, addresses."""
-        if self._services.key_digests:
-            return _key_digest(scope)[1].hex()[:16]
+        if self._services.keys():
+            return _key_digest(scope).hex()[:16]
         host, _ = scope.get("client") or ("", 0)
         return str(host)
-
-    def _key_problem(self, scope: Scope) -> ApiError | None:
-        digests = self._services.key_digests
-        if not digests or scope["path"] in OPEN_WITHOUT_KEY or scope["path"].startswith("/ui/"):
-            return None
-        scheme, digest = _key_digest(scope)
-        # Every digest is compared, so that the time taken says nothing about which one is near.
-        matches = [hmac.compare_digest(digest, known) for known in digests]
-        if scheme.lower() == "bearer" and any(matches):
-            return None
-        return ApiError(
-            401, "this node wants an API key: send 'Authorization: Bearer <key>'", type_="authentication_error",
-            code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
-        )  # fmt: skip
 
     def _gate_problem(self) -> ApiError | None:
         answer = self._services.gate()
         if isinstance(answer, Refused):
             self._metrics.refusals.labels(answer.mode).inc()
             return refused(answer)
-        if self._in_flight.count >= self._limits.in_flight:
-            return ApiError(
-                429, f"{self._in_flight.count} requests are in flight, the limit of this node; try again soon",
-                type_="rate_limit_error", code="busy", headers={"Retry-After": "1"},
-            )  # fmt: skip
+        elsewhere = self._in_flight.count - self._here.count
+        if elsewhere >= self._limits.forwarded:
+            return too_many(elsewhere, "wait for the primary or for a kept answer")
         return None
 
     def _length_problem(self, scope: Scope) -> ApiError | None:
@@ -188,10 +173,38 @@ class Front:
         return next_message
 
 
-def _key_digest(scope: Scope) -> tuple[str, bytes]:
-    """The scheme of the authorization, and SHA-256 of its key."""
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-    return scheme, hashlib.sha256(key.strip().encode()).digest()
+def _take_deadline(scope: Scope) -> ApiError | None:
+    """Until when the client waits, as it says in X-Request-Timeout, in seconds."""
+    said = Headers(scope=scope).get("x-request-timeout")
+    if said is None:
+        return None
+    if not DEADLINE.match(said) or float(said) <= 0:
+        return invalid("X-Request-Timeout", f"X-Request-Timeout: {said[:40]!r} is no number of seconds over 0, such as 30 or 2.5")
+    answered(scope).ends_s = time.monotonic() + float(said)
+    return None
+
+
+def _key_problem(scope: Scope, keys: Keys) -> ApiError | None:
+    if not keys or scope["path"] in OPEN_WITHOUT_KEY or scope["path"].startswith("/ui/"):
+        return None
+    digest = _key_digest(scope)
+    # Every digest is compared, so that the time taken says nothing about which one is near.
+    matches = [hmac.compare_digest(digest, known) for known in keys]
+    if any(matches):
+        return None
+    return ApiError(
+        401, "this node wants an API key: send 'Authorization: Bearer <key>' or 'X-Api-Key: <key>'", type_="authentication_error",
+        code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+    )  # fmt: skip
+
+
+def _key_digest(scope: Scope) -> bytes:
+    """SHA-256 of the key that came with a request: as bearer, or in X-Api-Key, as Anthropic's clients send it."""
+    headers = Headers(scope=scope)
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "")
+    return hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
 
 
 def too_large(limit: int) -> ApiError:

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.http.collaborators import Sampling, TextDelta, TextService, TokenLogprob, Usage
 from agent.http.metrics import Metrics
+from agent.http.outcome import Answered
 from agent.http.requests import SamplingBody
 from agent.http.streams import closing
 
 
 @dataclass(frozen=True)
+class Caller:
+    """Whose request it is and how urgent: a batch can wait for chats."""
+
+    note: Answered = field(default_factory=Answered)
+    priority: int = 0
+
+    @property
+    def tenant(self) -> str:
+        return self.note.tenant
+
+
+ANYBODY = Caller()
+
+
+@dataclass(frozen=True)
 class Job:
-    """Choice number `index` of an answer."""
+    """Choice number `index` of an answer. `note`: of the request that it is made for."""
 
     index: int
     prompt: Sequence[int]
     sampling: Sampling
     continues: bool = False
+    note: Answered = field(default_factory=Answered)
 
 
 @dataclass(frozen=True)
@@ -32,31 +49,14 @@ class Choice:
     usage: Usage
 
 
-def jobs_of(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, continues: bool = False) -> list[Job]:
+def jobs_of(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, caller: Caller, continues: bool = False) -> list[Job]:
     """`n` choices of each prompt, numbered as OpenAI does; with a seed, each of the `n` gets one of its own."""
     jobs = []
     for number, prompt in enumerate(prompts):
         for repeat in range(n):
             seed = None if sampling.seed is None else (sampling.seed + repeat) % (1 << 63)  # negative ones are OpenAI's, not numpy's
-            jobs.append(Job(number * n + repeat, prompt, replace(sampling, seed=seed), continues))
+            jobs.append(Job(number * n + repeat, prompt, replace(sampling, seed=seed), continues, caller.note))
     return jobs
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Whose request it is and how urgent: a batch can wait for chats."""
-
-    tenant: str = ""
-    priority: int = 0
-
-
-ANYBODY = Caller()
-
-
-def named(model: str) -> tuple[str, str]:
-    """`model:adapter` as it was asked for: the model, and the LoRA adapter or nothing."""
-    base, _, adapter = model.partition(":")
-    return base, adapter
 
 
 def sampling_of(
@@ -78,19 +78,23 @@ def sampling_of(
         grammar=grammar,
         adapter=adapter,
         tenant=caller.tenant,
+        deadline_s=caller.note.left_s(Sampling.deadline_s),
     )
 
 
 async def follow(text: TextService, metrics: Metrics, model: str, job: Job, each: Callable[[TextDelta], Awaitable[None]]) -> Usage:
     """Run one job, hand on each delta, count its tokens. Raises AgentError."""
     started_s, usage, is_first = time.monotonic(), Usage(len(job.prompt), 0), True
-    async with closing(text.generate(model, job.prompt, job.sampling, job.continues)) as deltas:
-        async for delta in deltas:
-            if is_first and (delta.text or delta.finish):
-                metrics.first_token_s.labels(model).observe(time.monotonic() - started_s)
-                is_first = False
-            usage = delta.usage or usage
-            await each(delta)
+    try:
+        async with closing(text.generate(model, job.prompt, job.sampling, job.continues)) as deltas:
+            async for delta in deltas:
+                if is_first and (delta.text or delta.finish):
+                    metrics.first_token_s.labels(model).observe(time.monotonic() - started_s)
+                    is_first = False
+                usage = delta.usage or replace(usage, completion_tokens=usage.completion_tokens + 1)
+                await each(delta)
+    finally:  # who leaves early pays for what was made until then
+        job.note.tokens += 0 if is_first else usage.prompt_tokens + usage.completion_tokens
     if usage.queued_s is not None:
         metrics.queue_s.labels(model).observe(usage.queued_s)
     metrics.tokens.labels(model, "prompt").inc(usage.prompt_tokens)

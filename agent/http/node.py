@@ -68,6 +68,7 @@ def models_router(context: Context) -> APIRouter:
 
     @routes.get("/v1/models", response_model=None)
     @routes.get("/models", response_model=None, include_in_schema=False)
+    @routes.get("/beta/models", response_model=None, include_in_schema=False)
     async def models() -> Response:
         """Every name that a request may use, aliases included."""
         entries = [_entry(model, name) for model in services.node.models() for name in (model.name, *model.aliases)]
@@ -75,11 +76,18 @@ def models_router(context: Context) -> APIRouter:
 
     @routes.get("/v1/models/{name:path}", response_model=None)
     @routes.get("/models/{name:path}", response_model=None, include_in_schema=False)
+    @routes.get("/beta/models/{name:path}", response_model=None, include_in_schema=False)
     async def model(name: str) -> Response:
         for known in services.node.models():
             if name in (known.name, *known.aliases):
                 return JSONResponse(_entry(known, name))
         raise ApiError(404, f"there is no model {name[:200]!r} on this node; see /v1/models", param="model", code="model_not_found")
+
+    @routes.get("/user/balance", response_model=None)
+    async def balance() -> Response:
+        """DeepSeek's: may this client go on asking? Nothing is paid for here; a gateway asks its primary instead."""
+        nothing = {"currency": "USD", "total_balance": "0.00", "granted_balance": "0.00", "topped_up_balance": "0.00"}
+        return JSONResponse({"is_available": True, "balance_infos": [nothing]})
 
     return routes
 

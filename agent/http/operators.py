@@ -14,7 +14,7 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 def refuse_strangers(services: Services, request: Request) -> None:
     """Raises ApiError. Keys themselves were asked for at the door (agent/http/front.py)."""
-    if not services.key_digests and not _is_local(request):
+    if not services.keys() and not _is_local(request):
         raise ApiError(
             403, "orders are taken from this machine only, for this node has no API keys; set http.keys_file", type_="permission_error",
             code="not_allowed",

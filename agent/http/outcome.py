@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +19,7 @@ class Answered:
 
     `is_counted`: it got as far as being answered, so that its outcome says something of the service. `cloud_calls`: requests sent to the
     primary for this one; `cause`: why it did not answer, in the words of its class. `tenant`: whose request it is.
+    `tokens`: read and written for it, which its key pays for. `ends_s`: when the client stops waiting, on the monotonic clock.
     """
 
     backend: Backend = "local"
@@ -25,6 +28,12 @@ class Answered:
     cloud_calls: int = 0
     cause: str = ""
     tenant: str = ""
+    tokens: int = 0
+    ends_s: float = math.inf
+
+    def left_s(self, most_s: float) -> float:
+        """Seconds until the client wants its answer, `most_s` at most; never none, so that what is late ends as such."""
+        return max(0.001, min(most_s, self.ends_s - time.monotonic()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ StopText = Annotated[str, Field(min_length=1, max_length=256)]
 # Accepted without effect: who asks, where it is billed, and how long to think, which a model without thinking must not trip over.
 WITHOUT_EFFECT = frozenset({
     "user", "user_id", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "reasoning_effort", "verbosity",
+    "reasoning_effort", "verbosity", "prompt_cache_options",
 })  # fmt: skip
 
 
@@ -57,10 +57,12 @@ class Body(BaseModel):
     @model_validator(mode="after")
     def _nothing_unknown(self) -> Body:
         for name, value in (self.model_extra or {}).items():
-            if value is None or name in WITHOUT_EFFECT or value in self.neutral.get(name, ()):
+            if value is None or value in self.neutral.get(name, ()):
                 continue
             if name in self.neutral:
                 raise unsupported(name, "this node does not support it; leave it out, or ask the primary")
+            if name in WITHOUT_EFFECT:
+                continue
             raise ApiError(400, f"unrecognised request argument: {name[:100]}", param=name[:100], code="unknown_parameter")
         return self
 

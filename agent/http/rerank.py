@@ -11,6 +11,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from agent.http.context import Context, add_post, new_id
+from agent.http.outcome import answered
 from agent.http.requests import Body, ModelName, Text
 from agent.http.streams import unless_left
 
@@ -40,6 +41,7 @@ def router(context: Context) -> APIRouter:
         lengths = np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
         scores = rows[1:] @ rows[0] / (lengths[1:] * lengths[0])
         context.metrics.tokens.labels(model, "prompt").inc(tokens)
+        answered(request.scope).tokens += tokens
 
         def entry(index: int) -> dict[str, Any]:
             told = {"document": {"text": texts[index]}} if body.return_documents else {}

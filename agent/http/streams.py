@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -17,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from agent.errors import AgentError
 from agent.http.collaborators import Frame, Limits, ServiceFailure
-from agent.http.errors import ApiError, failed
+from agent.http.errors import ApiError, answer_of, failed
+from agent.http.outcome import answered
 
 LOG = logging.getLogger(__name__)
 
@@ -51,8 +53,9 @@ async def all_of(*calls: Callable[[], Awaitable[Result]]) -> list[Result]:
     return [results[index] for index in range(len(calls))]
 
 
-async def unless_left(request: Request, call: Callable[[], Awaitable[Result]], timeout_s: float) -> Result:
-    """The result of `call`, which is cancelled when the client leaves (ClientLeft) or `timeout_s` is over (ApiError)."""
+async def unless_left(request: Request, call: Callable[[], Awaitable[Result]], most_s: float) -> Result:
+    """The result of `call`, which is cancelled when the client leaves (ClientLeft) or its time, `most_s` at most, is over (ApiError)."""
+    timeout_s = answered(request.scope).left_s(most_s)
     outcome: list[Result] = []
     failure: ApiError | AgentError | None = None
     has_left = False
@@ -78,26 +81,58 @@ async def unless_left(request: Request, call: Callable[[], Awaitable[Result]], t
     if has_left:
         raise ClientLeft
     if deadline.cancelled_caught:
-        raise failed(ServiceFailure("deadline", f"no answer within {timeout_s:g} s"))
+        raise failed(ServiceFailure("deadline", f"no answer within {timeout_s:.3g} s"))
     raise ClientLeft
 
 
-class EventStream(Response):
-    """Server-sent events from `write`, which emits JSON values.
+def event(value: Any) -> bytes:
+    return b"data: " + json_bytes(value) + b"\n\n"
 
-    The head is held back until the first event, so that what fails before it has a status of its own and a balancer can go elsewhere;
-    after `head_hold_s` it is sent, and comments keep the connection alive as DeepSeek's do. A later failure is an error event.
+
+def json_bytes(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True)
+class EventForm:
+    """How an answer is written that may be waited for.
+
+    written   one value that was emitted
+    broken    a failure after the head, which has said 200; empty: the connection is broken off, for nobody must take it for an answer
+    end       what comes last
+    waiting   sent now and then while there is nothing else
     """
 
-    media_type = "text/event-stream"
+    written: Callable[[Any], bytes] = event
+    broken: Callable[[ApiError], bytes] = lambda error: event(error.body())
+    end: bytes = b"data: [DONE]\n\n"
+    waiting: bytes = b": keep-alive\n\n"
+    media_type: str = "text/event-stream; charset=utf-8"
 
-    def __init__(self, write: Callable[[Emit], Awaitable[None]], limits: Limits, on_left: Callable[[], None]) -> None:
+
+CHUNKS = EventForm()
+# Emits once. JSON may begin with empty lines, and DeepSeek's whole answers do while they wait.
+WHOLE = EventForm(json_bytes, lambda error: b"", b"", b"\n", "application/json")
+
+
+class EventStream(Response):
+    """Server-sent events from `write`, which emits JSON values; or, in the form WHOLE, the one value as a body.
+
+    The head is held back until the first event, so that what fails before it has a status of its own and a balancer can go elsewhere;
+    after `head_hold_s` it is sent, and comments or empty lines keep the connection alive as DeepSeek's do. A later failure is an error
+    event, or the end of the connection.
+    """
+
+    def __init__(
+        self, write: Callable[[Emit], Awaitable[None]], limits: Limits, on_left: Callable[[], None], form: EventForm = CHUNKS
+    ) -> None:
         self._write = write
+        self._form = form
         self._on_left = on_left
         self._limits = limits
         self.status_code = 200
         self.background = None
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.init_headers({"Content-Type": form.media_type, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self.raw_headers = [header for header in self.raw_headers if header[0] != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,32 +145,33 @@ class EventStream(Response):
 
         async with outbox, inbox, anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_when_left, receive, tasks.cancel_scope, left)
-            tasks.start_soon(self._produce, outbox)
+            tasks.start_soon(self._produce, outbox, answered(scope).left_s(self._limits.answer_s))
             await self._deliver(inbox, scope, receive, send)
             is_complete = True
             tasks.cancel_scope.cancel()
 
-    async def _produce(self, outbox: MemoryObjectSendStream[bytes | ApiError]) -> None:
+    async def _produce(self, outbox: MemoryObjectSendStream[bytes | ApiError], within_s: float) -> None:
         async def emit(value: Any) -> None:
-            await outbox.send(event(value))
+            await outbox.send(self._form.written(value))
 
         async with outbox:
             try:
-                with anyio.fail_after(self._limits.answer_s):
+                with anyio.fail_after(within_s):
                     await self._write(emit)
-                await outbox.send(b"data: [DONE]\n\n")
+                if self._form.end:
+                    await outbox.send(self._form.end)
             except ApiError as error:
                 await outbox.send(error)
             except AgentError as failure:
                 await outbox.send(failed(failure))
             except TimeoutError:
-                await outbox.send(failed(ServiceFailure("deadline", f"the answer took longer than {self._limits.answer_s:g} s")))
+                await outbox.send(failed(ServiceFailure("deadline", f"the answer was not complete in its time, {within_s:.3g} s")))
 
     async def _deliver(self, inbox: MemoryObjectReceiveStream[bytes | ApiError], scope: Scope, receive: Receive, send: Send) -> None:
         has_head = False
         wait_s = self._limits.head_hold_s
         while True:
-            item: bytes | ApiError = b": keep-alive\n\n"
+            item: bytes | ApiError = self._form.waiting
             try:
                 with anyio.move_on_after(wait_s):
                     item = await inbox.receive()
@@ -143,11 +179,16 @@ class EventStream(Response):
                 break
             if isinstance(item, ApiError):
                 if not has_head:
-                    await item.response()(scope, receive, send)
+                    await answer_of(item, scope)(scope, receive, send)
                     return
-                item = event(item.body())
+                answered(scope).has_failed = True  # the head said 200
+                item = self._form.broken(item)
+                if not item:
+                    return
             if not has_head:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                is_all = self._form is WHOLE and item != WHOLE.waiting
+                length = [(b"content-length", b"%d" % len(item))] if is_all else []
+                await send({"type": "http.response.start", "status": 200, "headers": [*self.raw_headers, *length]})
                 has_head, wait_s = True, self._limits.keep_alive_s
             await send({"type": "http.response.body", "body": item, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -216,10 +257,6 @@ async def closing(items: AsyncIterator[Item]) -> AsyncIterator[AsyncIterator[Ite
     finally:
         if isinstance(items, AsyncGenerator):
             await items.aclose()
-
-
-def event(value: Any) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _cancel_when_left(receive: Receive, scope: CancelScope, on_left: Callable[[], None] | None) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.config import ConfigurationError, load_settings
+from agent.config import Alias, ConfigurationError, load_settings
+from agent.preflight import checked
+from models.catalog import Catalog, load_catalog
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -44,6 +47,30 @@ def test_a_fault_is_named(tmp_path: Path, text: str, named: str) -> None:
 def test_every_kind_of_source_can_be_configured(tmp_path: Path, source: str) -> None:
     (camera,) = load_settings(written(tmp_path, f'[[cameras]]\nid="a"\nsource="{source}"\nmodel="m"\n')).cameras
     assert camera.source == source
+
+
+def test_an_alias_is_a_name_or_a_table(tmp_path: Path) -> None:
+    text = '[models.aliases]\na = "m"\n"x/y:free" = "m:law"\nc = { model = "m", adapter = "law", thinking = true }\n'
+    aliases = load_settings(written(tmp_path, text)).models.aliases
+    assert aliases == {
+        "a": Alias(model="m"),
+        "x/y:free": Alias(model="m", adapter="law"),
+        "c": Alias(model="m", adapter="law", thinking=True),
+    }
+    with pytest.raises(ConfigurationError, match=r"aliases.a.thinks"):
+        load_settings(written(tmp_path, '[models.aliases]\na = { model = "m", thinks = true }\n'))
+
+
+def test_an_aliases_adapter_must_be_one_of_the_models(tmp_path: Path) -> None:
+    manifests = {**load_catalog().manifests}
+    smol = manifests["smollm2-135m-instruct"]
+    manifests[smol.name] = replace(smol, files={**smol.files, "adapter.law.config": smol.files["model"]})
+    catalog = Catalog(manifests, {}, {})
+    settings = load_settings(written(tmp_path, f'[models.aliases]\na = "{smol.name}:law"\n'))
+    assert checked(settings, catalog).models.aliases["a"].adapter == "law"
+    settings = load_settings(written(tmp_path, f'[models.aliases]\na = "{smol.name}:lore"\n'))
+    with pytest.raises(ConfigurationError, match="no adapter 'lore' for a; it has law"):
+        checked(settings, catalog)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -23,7 +23,14 @@ def started(state: Path, **environment: str) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.parametrize(
     ("keys", "said"),
-    [("not hex", "sha256sum"), ("abcd", "64 hex digits"), ("", "has no key"), ("# none\n", "has no key"), (None, "No such file")],
+    [
+        ("not hex", "sha256sum"),
+        ("abcd", "64 hex digits"),
+        (f"{64 * 'a'} rpm=3", "requests_per_minute=NUMBER"),
+        ("", "has no key"),
+        ("# none\n", "has no key"),
+        (None, "No such file"),
+    ],
 )
 def test_a_key_file_that_cannot_be_used_is_a_configuration_error(tmp_path: Path, keys: str | None, said: str) -> None:
     file = tmp_path / "keys"

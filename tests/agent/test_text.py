@@ -309,3 +309,23 @@ async def test_it_is_what_the_http_side_wants() -> None:
     node = Node({}, {})
     service: collaborators.TextService = TextService(node.resolve, node)
     assert service
+
+
+@pytest.mark.parametrize(
+    ("opening", "closed"),
+    [
+        ("{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}", ""),
+        ("<think>\n", "<think>\n\n</think>\n\n"),
+        ("", ""),
+    ],
+)
+def test_words_that_were_said_are_no_thoughts(smollm2: Path, opening: str, closed: str) -> None:  # noqa: F811
+    template = ChatTemplate("{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}[assistant]" + opening)
+    served = replace(served_from(smollm2, Worker("text", worker_command(), SETTINGS)), template=template)
+    node = Node({CHAT: served}, {})
+    service = TextService(node.resolve, node)
+    tokens, said = service.continued_prompt(CHAT, [{"role": "user", "content": "hi"}], "Once upon ")
+    assert served.tokenizer.decode(tokens) == f"[user] hi\n[assistant]{closed}Once upon"
+    assert served.tokenizer.decode(tokens[-said:]).strip() == "Once upon"
+    tokens, said = service.continued_prompt(CHAT, [{"role": "user", "content": "hi"}], " ")
+    assert (served.tokenizer.decode(tokens), said) == (f"[user] hi\n[assistant]{closed}", 0)

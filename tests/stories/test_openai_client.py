@@ -70,6 +70,22 @@ async def test_it_answers_as_the_cloud_would(node: Node) -> None:
         assert cat @ kitten > 0.7 > 0.3 > cat @ tax
 
 
+async def test_responses_are_answered_whole_streamed_and_to_a_schema(node: Node) -> None:
+    async with client_of(node) as client:
+        whole = await client.responses.create(model=CHAT, input=QUESTION, temperature=0)
+        assert "Paris" in whole.output_text
+        stream = await client.responses.create(model=CHAT, input=QUESTION, temperature=0, stream=True)
+        events = [event async for event in stream]
+        assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+        assert events[-1].type == "response.completed"
+        form: Any = {"format": {"type": "json_schema", "name": "person", "strict": True, "schema": PERSON}}
+        person = await client.responses.create(model=CHAT, input="Make up a person.", text=form, max_output_tokens=60)
+        assert set(json.loads(person.output_text)) == {"name", "age"}
+        tool: Any = {"type": "function", "strict": True, **WEATHER["function"]}
+        called = await client.responses.create(model=CHAT, input="What is the weather in Oslo?", tools=[tool], tool_choice="required")
+        assert [item.name for item in called.output if item.type == "function_call"][:1] == ["weather"]
+
+
 async def test_its_errors_are_the_clients_own_exceptions(node: Node) -> None:
     async with client_of(node) as client:
         messages: Any = [{"role": "user", "content": "hi"}]

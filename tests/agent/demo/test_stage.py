@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agent.config import load_settings
+from agent.config import Alias, load_settings
 from agent.demo.stage import NODE, to_toml
 from models.durable import exclusive
 
@@ -53,5 +53,5 @@ def test_what_is_written_for_the_node_is_what_it_reads(tmp_path: Path) -> None:
     file.write_text(to_toml(values))
     settings = load_settings(file)
     assert str(settings.node.state) == values["node"]["state"]
-    assert settings.models.aliases == {"deepseek-chat": "smollm2-135m-instruct"}
+    assert settings.models.aliases == {"deepseek-chat": Alias(model="smollm2-135m-instruct")}
     assert settings.cameras[0].pipeline()["line"] == line

@@ -22,7 +22,8 @@ from agent.gateway.primary import Primary
 from agent.gateway.probe import probe_primary
 from agent.gateway.sla import SlaRecord
 from agent.http.app import create_app
-from agent.http.collaborators import Limits, Sampling, Services, TextDelta, Usage
+from agent.http.collaborators import Limits, Meant, Sampling, Services, TextDelta, Usage, split_name
+from agent.http.keys import KeyRules
 from agent.http.outcome import Outcome
 from agent.http.server import HttpServer, bind
 from tests.agent.gateway.primaries import FakePrimary
@@ -38,6 +39,7 @@ class Speaker(Parrot):
 
     begun: str | None = None
     asked: int = 0
+    words: tuple[str, ...] = LOCAL
 
     def chat_prompt(
         self,
@@ -46,13 +48,14 @@ class Speaker(Parrot):
         tools: Sequence[Mapping[str, Any]] = (),
         thinking: bool | None = None,
     ) -> list[int]:
+        self.told = {"messages": messages, "tools": tools, "thinking": thinking}
         return [1, 2, 3]
 
     def encode(self, model: str, text: str) -> list[int]:
         return list(text.encode())
 
     def continued_prompt(self, model: str, messages: Sequence[Mapping[str, Any]], said: str) -> tuple[list[int], int]:
-        self.begun = said
+        self.begun, self.told = said, {"messages": messages}
         words = len(said.split())
         return [1, 2, 3] + [7] * words, words
 
@@ -62,7 +65,7 @@ class Speaker(Parrot):
         self.asked, self.last = self.asked + 1, sampling
         if self.failure:
             raise self.failure
-        words = tuple(f" <{index}>" for index in range(3)) if continues else LOCAL
+        words = tuple(f" <{index}>" for index in range(3)) if continues else self.words
         said = words[: sampling.max_tokens]
         for word in said:
             yield TextDelta(word)
@@ -81,6 +84,9 @@ class Names:
     def is_known(self, name: str) -> bool:
         return name in (*self.own, *self.aliases)
 
+    def meant(self, name: str) -> Meant:
+        return split_name(name)
+
 
 @dataclass
 class Setup:
@@ -98,8 +104,9 @@ class Setup:
     outcomes: list[Outcome] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     around: Callable[[ASGIApp, Primary], ASGIApp] = lambda app, primary: app
-    key_digests: tuple[bytes, ...] = ()
+    keys: dict[bytes, KeyRules] = field(default_factory=dict)
     sla: SlaRecord | None = None
+    limits: Limits = field(default_factory=lambda: Limits(in_flight=512))
 
     def record(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -127,10 +134,10 @@ class Setup:
 
             node = Node()
             services = Services(
-                "spare-1", node, node.gate, self.text, Eyes(), key_digests=self.key_digests, around=around, record=self.record,
+                "spare-1", node, node.gate, self.text, Eyes(), keys=lambda: self.keys, around=around, record=self.record,
                 sla=self.sla.report if self.sla else None,
             )  # fmt: skip
-            app = create_app(services, CollectorRegistry(), Limits(in_flight=512))
+            app = create_app(services, CollectorRegistry(), self.limits)
             server = HttpServer(app.asgi, bind("127.0.0.1", 0), Limits(), stop_s=1, closing=app.closing)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(tasks.cancel_scope.cancel)
@@ -138,8 +145,8 @@ class Setup:
                 tasks.start_soon(primary.run)
             tasks.start_soon(server.run)
             await server.started.wait()
-            local = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=10.0))
-            cloud = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="client-key", max_retries=0, timeout=10.0)
+            local = await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=30.0))
+            cloud = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="client-key", max_retries=0, timeout=30.0)
             await stack.enter_async_context(cloud)
             yield House(self, local, cloud, primary)
 

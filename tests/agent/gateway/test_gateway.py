@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import ssl
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.abc
+import httpx
 import openai
 import pytest
 from anyio.streams.tls import TLSListener
 
 from agent.gateway.breaker import Closed, HalfOpen, Open
-from agent.http.collaborators import ServiceFailure
+from agent.gateway.forward import Budgets
+from agent.http.collaborators import Limits, ServiceFailure
+from agent.http.keys import KeyRules
 from tests.agent.gateway import primaries
 from tests.agent.gateway.conftest import LOCAL, House, Setup
 from tests.agent.gateway.primaries import WORDS, Call, cut_at, stall_after, status, stream_bytes, well
@@ -25,6 +30,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 ASKED: dict[str, Any] = {"model": "deepseek-chat", "messages": [{"role": "user", "content": "hi"}]}
 CLOUD_TEXT, LOCAL_TEXT = "".join(WORDS), "".join(LOCAL)
+NO_LIMIT = httpx.Limits(max_connections=None)
 
 
 async def streamed(house: House, **more: Any) -> tuple[str, str | None, str]:
@@ -40,7 +46,7 @@ async def streamed(house: House, **more: Any) -> tuple[str, str | None, str]:
 
 
 async def until(holds: Any, what: str) -> None:
-    with anyio.move_on_after(5.0):
+    with anyio.move_on_after(30.0):
         while True:
             if holds():
                 return
@@ -155,6 +161,7 @@ def self_signed(folder: Path) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("code", [400, 404, 413, 422])
 async def test_the_clients_own_faults_pass_and_are_asked_once(setup: Setup, code: int) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
     setup.cloud.behave = status(code)
     async with setup.running(probes=False) as house:
         for stream in (True, False):
@@ -276,6 +283,7 @@ async def test_an_error_event_in_the_middle_counts_as_a_cut(setup: Setup) -> Non
     ("more", "words"),
     [
         ({"response_format": {"type": "json_object"}}, "form 'json_object'"),
+        ({"extra_body": {"structured_outputs": {"choice": ["a", "b"]}}}, "its form"),
         ({"n": 2}, "several choices"),
         ({"logprobs": True}, "probabilities"),
     ],
@@ -409,6 +417,8 @@ async def test_what_only_the_primary_can_do_is_503_and_not_the_clients_fault(set
             await house.openai.chat.completions.create(**ASKED, modalities=["audio"])
         assert refused.value.status_code == 503
         assert int(refused.value.response.headers["retry-after"]) >= 1
+        bare = await house.client.post("/chat/completions", json={**ASKED, "modalities": ["audio"]})
+        assert (bare.status_code, bare.json()["error"]["code"]) == (503, "primary_unavailable"), "at DeepSeek's base, too"
         with pytest.raises(openai.BadRequestError, match="temperature"):
             await house.openai.chat.completions.create(**ASKED, temperature=-1)
 
@@ -428,3 +438,192 @@ async def test_other_paths_pass_and_the_nodes_own_stay(setup: Setup) -> None:
         gone = await house.client.get("/user/balance")
         assert (gone.status_code, gone.json()["error"]["code"]) == (503, "primary_unavailable")
         assert (await house.client.get("/v1/../etc/passwd")).status_code == 404
+
+
+async def test_what_is_forwarded_does_not_count_against_the_work_of_this_node(setup: Setup) -> None:
+    """64 streams of the primary at once, on a node that answers two itself."""
+    go_on, many = anyio.Event(), 64
+
+    async def held(call: Call) -> None:
+        await call.begin_stream()
+        events = stream_bytes(model=str(call.fields["model"]))
+        await call.part(b"".join(events[:3]))
+        await go_on.wait()
+        await call.part(b"".join(events[3:]))
+        await call.end_stream()
+
+    setup.cloud.behave = held
+    setup.policy = replace(setup.policy, budgets=Budgets(between_tokens_s=60.0, first_byte_s=60.0, first_token_s=60.0))
+    setup.limits, setup.text.pace_s = Limits(in_flight=2, forwarded=many), 1.0
+    texts: list[str] = []
+    async with setup.running(probes=False) as house, httpx.AsyncClient(timeout=60.0, limits=NO_LIMIT, trust_env=False) as client:
+        url = f"{house.client.base_url}/v1/chat/completions"
+
+        async def one() -> None:
+            texts.append((await client.post(url, json={**ASKED, "stream": True})).text)
+
+        async def local() -> None:
+            assert (await client.post(url, json={**ASKED, "model": "parrot"})).status_code == 200
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(many):
+                tasks.start_soon(one)
+            await until(lambda: len(setup.cloud.calls) == many, "all of them at the primary")
+            more = await client.post(url, json=ASKED)
+            assert (more.status_code, more.json()["error"]["code"]) == (429, "busy")
+            assert int(more.headers["retry-after"]) >= 1
+            go_on.set()
+        assert texts == [b"".join(stream_bytes(model="deepseek-chat")).decode()] * many
+
+        setup.cloud.behave = well
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(local)
+            await until(lambda: setup.text.asked == 2, "two answers in the making")
+            assert (await client.post(url, json={**ASKED, "model": "parrot"})).status_code == 429, "a third one of its own"
+            assert (await client.post(url, json=ASKED)).status_code == 200, "the primary's are none of these"
+
+
+def response_events(words: Sequence[str] = WORDS) -> list[bytes]:
+    """A streamed answer of the Responses API, as far as the gateway and the client look at it."""
+    response: dict[str, Any] = {
+        "id": "resp_cloud",
+        "object": "response",
+        "status": "in_progress",
+        "model": "cloud-1",
+        "output": [],
+        "error": None,
+    }
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    events: list[dict[str, Any]] = [{"type": "response.created", "response": response}]
+    events += [{"type": "response.output_text.delta", **place, "delta": word, "logprobs": []} for word in words]
+    events.append({"type": "response.completed", "response": {**response, "status": "completed"}})
+    lines = [json.dumps({**item, "sequence_number": number}).encode() for number, item in enumerate(events)]
+    return [b"event: " + item["type"].encode() + b"\ndata: " + line + b"\n\n" for item, line in zip(events, lines, strict=True)]
+
+
+async def spoken(house: House) -> str:
+    stream = await house.openai.responses.create(model="deepseek-chat", input="hi", stream=True)
+    return "".join([item.delta async for item in stream if item.type == "response.output_text.delta"])
+
+
+async def test_responses_go_to_the_primary_and_are_answered_here_until_their_first_word(setup: Setup) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
+
+    async def answers(call: Call) -> None:
+        assert call.path == "/v1/responses"
+        if not call.fields.get("stream"):
+            await call.answer(200, b'{"id":"resp_cloud","object":"response","status":"completed","output":[{"type":"message"}]}')
+            return
+        await call.begin_stream()
+        await call.part(b"".join(response_events()))
+        await call.end_stream()
+
+    async def cut(call: Call) -> None:
+        await call.begin_stream()
+        await call.part(b"".join(response_events()[:cut_after]))
+        raise anyio.EndOfStream
+
+    setup.cloud.behave = answers
+    async with setup.running(probes=False) as house:
+        raw = await house.client.post("/v1/responses", json={"model": "deepseek-chat", "input": "hi", "stream": True})
+        assert raw.content == b"".join(response_events()), "untouched"
+        assert await spoken(house) == CLOUD_TEXT
+        assert (await house.openai.responses.create(model="deepseek-chat", input="hi")).id == "resp_cloud"
+        setup.cloud.behave, cut_after = cut, 1
+        assert await spoken(house) == LOCAL_TEXT
+        setup.cloud.behave = answers
+        assert await spoken(house) == CLOUD_TEXT
+        setup.cloud.behave, cut_after = cut, 3
+        with pytest.raises(openai.APIError, match="not gone on with"):
+            await spoken(house)
+        assert isinstance(house.primary.state, Closed)
+        state = house.primary.state
+        setup.cloud.behave = status(404)
+        assert await spoken(house) == LOCAL_TEXT, "DeepSeek has no such path"
+        assert (await house.openai.responses.create(model="deepseek-chat", input="hi")).output_text == LOCAL_TEXT
+        assert house.primary.state == state, "and is well all the same"
+        with pytest.raises(openai.InternalServerError, match="cannot stand in: store"):
+            await house.openai.responses.create(model="deepseek-chat", input="hi", store=True)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_what_the_primary_writes_is_paid_for_by_the_key_that_asked(setup: Setup, stream: bool) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
+    digest = hashlib.sha256(b"client-key").digest()
+    setup.keys = {digest: KeyRules(tokens_per_minute=len(WORDS))}
+    async with setup.running(probes=False) as house:
+        for _ in range(20):
+            headers = {"authorization": "Bearer client-key"}
+            answer = await house.client.post("/v1/chat/completions", json={**ASKED, "stream": stream}, headers=headers)
+            if answer.status_code != 200:
+                break
+        assert (answer.status_code, answer.json()["error"]["type"]) == (429, "tokens")
+        assert len(setup.cloud.calls) < 20
+
+
+def thinking_events(*pieces: dict[str, Any]) -> bytes:
+    head = {"id": "chatcmpl-cloud", "object": "chat.completion.chunk", "created": 1700000000, "model": "deepseek-chat"}
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in pieces]
+    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+
+
+def cut_behind(events: bytes) -> primaries.Behaviour:
+    async def cut(call: Call) -> None:
+        await call.begin_stream()
+        await call.part(events)
+        raise anyio.EndOfStream
+
+    return cut
+
+
+async def deltas(house: House, **more: Any) -> tuple[str, str, list[dict[str, Any]], str | None]:
+    """(thoughts, words, calls, finish reason) of a stream that must be whole."""
+    answer = await house.client.post("/v1/chat/completions", json={**ASKED, **more, "stream": True})
+    assert answer.text.endswith("data: [DONE]\n\n"), answer.text
+    choices = [choice for line in answer.text.split("\n\n") if line.startswith("data: {") for choice in chunk_of(line)["choices"]]
+    said = [choice["delta"] for choice in choices]
+    thoughts, words = ("".join(delta.get(name) or "" for delta in said) for name in ("reasoning_content", "content"))
+    return thoughts, words, [call for delta in said for call in delta.get("tool_calls", ())], choices[-1]["finish_reason"]
+
+
+async def test_a_stream_cut_in_its_thoughts_is_answered_and_no_mark_of_thoughts_is_shown(setup: Setup) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
+    setup.cloud.behave = cut_behind(thinking_events({"role": "assistant", "content": ""}, {"reasoning_content": "Let me see. "}))
+    setup.text.words = ("<think>", "hm", "</think>", "\n\nIt is", " Paris.")
+    async with setup.running(probes=False) as house:
+        assert await deltas(house) == ("Let me see. hm", "It is Paris.", [], "stop")
+        assert setup.text.told["thinking"] is False, "there was enough of it"
+        assert setup.text.begun is None
+        assert setup.text.last
+        assert setup.text.last.tenant == "127.0.0.1"
+        setup.text.words = ('<tool_call>{"name": "weather",', ' "arguments": {"city": "Oslo"}}</tool_call>')
+        tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+        _, words, (call,), finish = await deltas(house, tools=tools)
+        assert (words, call["function"]["name"], finish) == ("", "weather", "tool_calls"), "no word was sent, so tools are still offered"
+
+
+async def test_words_go_on_after_thoughts_and_behind_a_begun_answer(setup: Setup) -> None:
+    setup.policy = replace(setup.policy, budgets=Budgets())
+    events = thinking_events({"role": "assistant", "content": ""}, {"reasoning_content": "Hm."}, {"content": "a time"})
+    setup.cloud.behave = cut_behind(events)
+    begun = [*ASKED["messages"], {"role": "assistant", "content": "Once upon ", "prefix": True}]
+    async with setup.running(probes=False) as house:
+        assert await deltas(house, messages=begun, model="deepseek-chat:law") == ("Hm.", "a time <0> <1> <2>", [], "stop")
+        assert setup.text.begun in ("Once upon a time", "Once upon "), "asked for both, to tell what is the answer's"
+        assert setup.text.told["messages"] == [{"role": "user", "content": "hi"}]
+        assert setup.text.last
+        assert (setup.text.last.adapter, setup.text.last.tenant) == ("law", "127.0.0.1")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_client_in_a_hurry_is_answered_here_in_its_time_and_blames_nobody(setup: Setup, stream: bool) -> None:
+    setup.cloud.behave = setup.cloud.probed = primaries.hang
+    setup.policy = replace(setup.policy, budgets=Budgets())
+    async with setup.running(probes=False) as house:
+        for _ in range(3):
+            answer = await house.client.post("/v1/chat/completions", json={**ASKED, "stream": stream}, headers={"x-request-timeout": "4"})
+            assert (answer.status_code, answer.headers["x-hotspare-backend"]) == (200, "local")
+            if not stream:
+                break  # its probe has failed, and that is the primary's own fault
+        assert isinstance(house.primary.state, Closed)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.abc
 import httpx
 import pytest
+from anyio.streams.tls import TLSListener
 
 from agent.demo.programs import free_port, program, write_nginx
 from coordinator.config import NginxSettings
@@ -18,6 +22,7 @@ from coordinator.nginx import Backup, render
 from tests.agent.gateway import primaries
 from tests.agent.gateway.conftest import LOCAL, Setup
 from tests.agent.gateway.primaries import WORDS, Behaviour, cut_at, stall_after, status, stream_bytes
+from tests.agent.gateway.test_gateway import self_signed
 
 pytestmark = [
     pytest.mark.anyio,
@@ -93,6 +98,23 @@ async def test_nginx_alone_covers_what_it_can_see(setup: Setup, tmp_path: Path, 
         assert answer == LOCAL_TEXT
     else:
         assert answer.startswith("broken"), f"nginx covers it after all ({answer}): move it in the lists here and in docs/gateway.md"
+
+
+async def test_a_primary_whose_certificate_is_not_accepted_is_covered(setup: Setup, tmp_path: Path) -> None:
+    async def speak(stream: anyio.abc.ByteStream) -> None:
+        async with stream:
+            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                await stream.receive()
+
+    plain: anyio.abc.Listener[Any] = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    url = f"https://127.0.0.1:{plain.extra(anyio.abc.SocketAttribute.local_port)}"
+    async with TLSListener(plain, self_signed(tmp_path), standard_compatible=False) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, speak)
+        async with setup.running(probes=False) as house:
+            node = Backup("edge-a", "127.0.0.1", house.client.base_url.port or 0, weight=1)
+            async with nginx(tmp_path, url, [node], read_timeout_s=20.0) as client:
+                assert await outcome(client, "parrot", within_s=20.0) == LOCAL_TEXT
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("failure", [*COVERED, *NOT_COVERED])

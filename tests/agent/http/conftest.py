@@ -12,7 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from agent.http.app import Application, create_app
-from agent.http.collaborators import Cameras, Limits, Services, Sightings
+from agent.http.collaborators import Cameras, Limits, Meant, Services, Sightings, split_name
+from agent.http.keys import KeyRules
+from agent.http.outcome import Outcome
 from agent.http.server import HttpServer, bind
 from tests.agent.http.fakes import Eyes, Foreman, Node, Parrot, Switch
 
@@ -25,16 +27,18 @@ class House:
     vision: Eyes = field(default_factory=Eyes)
     node: Node = field(default_factory=Node)
     demo: Switch = field(default_factory=Switch)
-    key_digests: tuple[bytes, ...] = ()
+    keys: dict[bytes, KeyRules] = field(default_factory=dict)
     foreman: Foreman = field(default_factory=Foreman)
     limits: Limits = field(default_factory=Limits)
     cameras: Cameras | None = None
     sightings: Sightings | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    meant: Callable[[str], Meant] = split_name
 
     def app(self) -> Application:
         services = Services(
-            "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, self.key_digests, self.foreman,
-            cameras=self.cameras, sightings=self.sightings,
+            "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, lambda: self.keys, self.foreman,
+            cameras=self.cameras, sightings=self.sightings, record=self.outcomes.append, meant=self.meant,
         )  # fmt: skip
         return create_app(services, CollectorRegistry(), self.limits)
 

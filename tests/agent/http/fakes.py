@@ -67,6 +67,8 @@ class Parrot:
     running: int = 0
     most_running: int = 0
     pace_s: float = 0.0
+    before_s: float = 0.0
+    late_failure: Exception | None = None
     thinks: bool = False
     told: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,6 +99,9 @@ class Parrot:
         self.last = sampling
         if self.failure:
             raise self.failure
+        await anyio.sleep(self.before_s)
+        if self.late_failure:
+            raise self.late_failure
         words = bytes(prompt_tokens).decode().split()
         if "boom" in words:
             raise ServiceFailure("worker_lost", "worker text died: SIGSEGV")

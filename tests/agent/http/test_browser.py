@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.http.collaborators import AttemptView, BuildView, EventView
+from agent.http.keys import KeyRules
 from tests.agent.http.browser import Browser, browser, missing
 from tests.agent.http.conftest import House
 
@@ -143,7 +144,7 @@ def test_words_from_outside_stay_words(page: Browser, house: House) -> None:
 
 
 def test_with_keys_the_page_asks_for_one_and_shows_the_camera_all_the_same(chromium: Browser, serve: Callable[[House], str]) -> None:
-    house = House(key_digests=(hashlib.sha256(b"sesame").digest(),))
+    house = House(keys={hashlib.sha256(b"sesame").digest(): KeyRules()})
     chromium.open(serve(house) + "/")
     chromium.until(lambda: chromium.run("return document.querySelector('#key-dialog').open"), "the page does not ask for a key")
     chromium.type("#key", "sesame")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.http.keys import KeyRules
 from tests.agent.http.browser import Browser, browser, missing
 from tests.agent.http.conftest import House
 from tests.agent.http.sightings import Desk, seeing_house
@@ -77,7 +78,7 @@ def test_one_is_opened_with_its_box(page: Browser) -> None:
 
 
 def test_with_a_key_the_pictures_come_too(house: House, chromium: Browser, serve: Callable[[House], str]) -> None:
-    house.key_digests = (hashlib.sha256(b"sesame").digest(),)
+    house.keys = {hashlib.sha256(b"sesame").digest(): KeyRules()}
     chromium.open(serve(house) + "/")
     chromium.until(lambda: chromium.run("return document.querySelector('#key-dialog').open"), "no key is asked for")
     chromium.type("#key", "sesame")
@@ -162,7 +163,7 @@ def test_a_camera_is_paused_and_resumed(page: Browser, house: House) -> None:
 
 def test_with_a_key_live_is_live(house: House, chromium: Browser, serve: Callable[[House], str]) -> None:
     """Twenty pictures a second come; a picture element could not have sent the key."""
-    house.key_digests = (hashlib.sha256(b"sesame").digest(),)
+    house.keys = {hashlib.sha256(b"sesame").digest(): KeyRules()}
     chromium.open(serve(house) + "/")
     chromium.until(lambda: chromium.run("return document.querySelector('#key-dialog').open"), "no key is asked for")
     chromium.run(

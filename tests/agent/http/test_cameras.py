@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from agent.http.keys import KeyRules
 from tests.agent.http.conftest import House
 from tests.agent.http.fakes import JPEG
 from tests.agent.http.sightings import CLIP, NOON, seeing_house
@@ -139,7 +140,7 @@ async def test_without_keys_orders_are_taken_from_this_machine_only_and_with_key
     assert await patch(house, "10.0.0.9") == 403
     assert await patch(house, "127.0.0.1", forwarded="for=10.0.0.9") == 403
     assert await patch(house, "127.0.0.1") == 200
-    house.key_digests = (hashlib.sha256(b"sesame").digest(),)
+    house.keys = {hashlib.sha256(b"sesame").digest(): KeyRules()}
     assert await patch(house, "127.0.0.1") == 401
     assert await patch(house, "10.0.0.9", authorization="Bearer sesame") == 200
 

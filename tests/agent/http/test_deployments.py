@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from agent.http.collaborators import AttemptView, BuildView
+from agent.http.keys import KeyRules
 from tests.agent.http.conftest import House
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +58,7 @@ async def test_without_keys_orders_come_from_this_machine_only(house: House, hos
 
 
 async def test_with_keys_whoever_holds_one_may_order(house: House) -> None:
-    house.key_digests = (hashlib.sha256(b"sesame").digest(),)
+    house.keys = {hashlib.sha256(b"sesame").digest(): KeyRules()}
     async with asking(house, "192.0.2.7") as client:
         assert (await client.post("/v1/deployments", json={"model": "parrot"})).status_code == 401
         assert (await client.get("/v1/deployments")).status_code == 401

@@ -12,6 +12,7 @@ import pytest
 
 from agent.errors import WorkerLost, WorkerRefused
 from agent.http.collaborators import Limits
+from agent.http.keys import KeyRules
 from agent.http.reasons import WORDS
 from agent.mode import Reason
 from agent.supervision.exit_cause import ExitCause
@@ -107,7 +108,7 @@ async def test_a_slow_body_is_given_up(house: House) -> None:
 
 
 async def test_keys_are_asked_for_where_there_are_any(house: House) -> None:
-    house.key_digests = (hashlib.sha256(b"other").digest(), hashlib.sha256(b"sesame").digest())
+    house.keys = {hashlib.sha256(key).digest(): KeyRules() for key in (b"other", b"sesame")}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app().asgi), base_url="http://node") as client:
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/")).status_code == 200
@@ -116,8 +117,8 @@ async def test_keys_are_asked_for_where_there_are_any(house: House) -> None:
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
             assert (await client.get("/node", headers=headers)).status_code == 401
-        answer = await client.post("/v1/chat/completions", json=ASK, headers={"Authorization": "Bearer sesame"})
-        assert answer.status_code == 200
+        for headers in ({"Authorization": "Bearer sesame"}, {"X-Api-Key": "sesame"}):
+            assert (await client.post("/v1/chat/completions", json=ASK, headers=headers)).status_code == 200
 
 
 async def test_in_flight_counts_streams_until_their_end_and_bounds_them(house: House) -> None:
@@ -142,6 +143,16 @@ async def test_in_flight_counts_streams_until_their_end_and_bounds_them(house: H
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
         tasks.cancel_scope.cancel()
     assert await app.in_flight.wait_idle(5)
+
+
+@pytest.mark.parametrize(("words", "is_good"), [("all is well", True), ("to fall over", False), ("boom", False)])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_stream_that_ends_with_an_error_is_no_good_answer(
+    client: httpx.AsyncClient, house: House, words: str, is_good: bool, stream: bool
+) -> None:
+    answer = await client.post("/v1/chat/completions", json={**ASK, "messages": [{"role": "user", "content": words}], "stream": stream})
+    assert answer.status_code == (200 if is_good or (stream and words != "boom") else 503)
+    assert [outcome.is_good for outcome in house.outcomes] == [is_good]
 
 
 async def test_the_demo_switch(client: httpx.AsyncClient, house: House) -> None:

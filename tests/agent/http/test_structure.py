@@ -8,6 +8,7 @@ import httpx
 import pytest
 from llguidance import LLMatcher
 
+from agent.http.collaborators import Meant
 from agent.http.grammars import of_choice, of_regex, of_schema, of_tools
 from tests.agent.http.conftest import House
 
@@ -111,6 +112,13 @@ async def test_a_begun_answer_is_gone_on_with(client: httpx.AsyncClient) -> None
     assert answer.json()["choices"][0]["message"]["content"] == "Once upon"
     answer = await client.post("/beta/chat/completions", json={"model": "parrot", "messages": messages[::-1]})
     assert answer.json()["error"]["param"] == "messages"
+    for more in ({"tools": TOOLS}, {"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a+"}}):
+        answer = await client.post("/beta/chat/completions", json={"model": "parrot", "messages": messages, **more})
+        assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == ("prefix", "unsupported_parameter")
+    answer = await client.post(
+        "/beta/chat/completions", json={"model": "parrot", "messages": messages, "tools": TOOLS, "tool_choice": "none"}
+    )
+    assert answer.status_code == 200
 
 
 async def test_an_adapter_is_part_of_the_models_name(client: httpx.AsyncClient, house: House) -> None:
@@ -119,6 +127,35 @@ async def test_an_adapter_is_part_of_the_models_name(client: httpx.AsyncClient, 
     assert house.text.last
     assert house.text.last.adapter == "law"
     assert house.text.last.tenant == "127.0.0.1"
+
+
+async def test_an_alias_may_choose_adapter_and_thinking(client: httpx.AsyncClient, house: House) -> None:
+    house.meant = lambda name: Meant("parrot", "law", thinking=name.endswith("reasoner"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(house.app().asgi), base_url="http://node") as client:
+        for name, more, thinking in (
+            ("deepseek-reasoner", {}, True),
+            ("deepseek-chat", {}, False),
+            ("deepseek-chat", {"thinking": {"type": "enabled"}}, True),
+            ("deepseek-reasoner", {"thinking": {"type": "disabled"}}, False),
+        ):
+            answer = await client.post("/v1/chat/completions", json=ask() | {"model": name} | more)
+            assert answer.json()["model"] == name
+            assert house.text.told["thinking"] is thinking
+            assert house.text.last
+            assert house.text.last.adapter == "law"
+        item = {"messages": [{"role": "user", "content": "hi"}]}
+        answer = await client.post("/v1/batch", json={"model": "deepseek-reasoner", "requests": [item]})
+        assert answer.json()["results"][0]["text"] == "hi"
+        assert house.text.told["thinking"] is True
+
+
+async def test_the_paths_of_deepseek_answer(client: httpx.AsyncClient) -> None:
+    for path in ("/models", "/v1/models", "/beta/models"):
+        assert (await client.get(path)).json()["object"] == "list"
+        assert (await client.get(f"{path}/deepseek-chat")).json()["id"] == "deepseek-chat"
+    balance = (await client.get("/user/balance")).json()
+    assert balance["is_available"] is True
+    assert set(balance["balance_infos"][0]) == {"currency", "total_balance", "granted_balance", "topped_up_balance"}
 
 
 async def test_documents_are_ranked_by_an_embedding_model(client: httpx.AsyncClient) -> None:
