@@ -159,7 +159,8 @@ class _Node:
         self._in_flight: Callable[[], int] = lambda: 0
         self._standby = self._make_standby(journal)
         workers = list(self._workers.values())
-        self._view = View(settings, self._desired, self._reconciler, self._standby, workers, self._history, lambda: self._uplink)
+        mine = (self._standby, workers, self._history, lambda: self._uplink, lambda: self._reading)
+        self._view = View(settings, self._desired, self._reconciler, *mine)
         self._events = Events(node=settings.node.id, outbox=outbox, clock=boot_clock_s)
         diagnostics = {**self._view.diagnostics(), "telemetry": lambda: self._reading.heartbeat(HttpLoad()).model_dump(mode="json")}
         self._model_events = ModelEvents(self._events, self._history)

@@ -26,11 +26,14 @@ from agent.state import ModelState as LocalModelState
 from agent.state import Running as PipelineRunning
 from agent.supervision.state import BackingOff, Quarantined, Running, Starting, WorkerState
 from agent.supervision.worker import Worker
+from agent.telemetry.generic import Reading
+from agent.telemetry.sensors import hardware, software
 from models.manifest import manifest_digest
 
 
 class View:
-    """Answers from memory, at once. `uplink` is None on a node without a broker; a revision counts as applied once all of it runs."""
+    """Answers from memory, at once. `uplink` is None on a node without a broker; `reading` is the last look at the device; a revision
+    counts as applied once all of it runs."""
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class View:
         workers: Sequence[Worker],
         history: History,
         uplink: Callable[[], Uplink | None],
+        reading: Callable[[], Reading],
     ) -> None:
         self._settings = settings
         self._desired = desired
@@ -49,6 +53,8 @@ class View:
         self._workers = workers
         self._history = history
         self._uplink = uplink
+        self._reading = reading
+        self._hardware, self._software = hardware(), software()
         self._started_s = anyio.current_time()
         self._applied_revision = 0
         self.endpoint: Endpoint | None = None
@@ -71,6 +77,7 @@ class View:
             pipelines=tuple(_pipeline(name, settings, self._reported(name)) for name, settings in self._desired.value.pipelines.items()),
             workers=tuple(_worker(worker) for worker in self._workers),
             events=self._history.events[-50:],
+            device=self._reading(),
         )
 
     def models(self) -> tuple[ModelView, ...]:
@@ -113,7 +120,8 @@ class View:
         node = self._settings.node
         return MetaBody(
             agent=version("hotspare"),
-            sw={"python": platform.python_version(), "machine": platform.machine()},
+            hw=self._hardware,
+            sw={"python": platform.python_version(), "machine": platform.machine(), **self._software},
             ops=ops,
             endpoint=self.endpoint,
             backup=Backup(weight=node.weight, max_rps=node.max_requests_per_s),

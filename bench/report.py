@@ -74,7 +74,7 @@ def spent_s(process: int) -> float:
             if fields:
                 parents[int(folder.name)] = int(fields[1])
                 seconds[int(folder.name)] = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    family, found = {process}, True
+    family = found = {process}
     while found:
         found = {child for child, parent in parents.items() if parent in family} - family
         family |= found

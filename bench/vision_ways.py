@@ -77,7 +77,9 @@ def plain(path: Path, facts: Detection, threads: int) -> Way:
 def plainly_prepared(picture: Picture, facts: Detection) -> Any:
     height, width = placement_of(facts, *picture.shape[:2]).scaled
     scaled = cv2.cvtColor(cv2.resize(picture, (width, height)), cv2.COLOR_BGR2RGB).astype(np.float32) / 255
-    return np.ascontiguousarray(((scaled - np.float32(facts.mean)) / np.float32(facts.std)).transpose(2, 0, 1)[None])
+    return np.ascontiguousarray(
+        ((scaled - np.asarray(facts.mean, np.float32)) / np.asarray(facts.std, np.float32)).transpose(2, 0, 1)[None]
+    )
 
 
 def plainly_finished(logits: Any, boxes: Any, facts: Detection, picture: Picture, count: int) -> list[Found]:

@@ -31,6 +31,7 @@ from agent.http import (
 from agent.http.camera_metrics import CameraCollector
 from agent.http.collaborators import Limits, Services
 from agent.http.context import Context
+from agent.http.device_metrics import DeviceCollector
 from agent.http.front import Front
 from agent.http.in_flight import AnsweredHere, InFlight
 from agent.http.metrics import Metrics
@@ -50,6 +51,7 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
     """Wire the endpoints. Reads the page's files and nothing else."""
     limits = limits or Limits()
     metrics = Metrics(registry, services.node.snapshot)
+    registry.register(DeviceCollector(services.node.snapshot))
     if services.vision is not None:
         registry.register(CameraCollector(services.vision, services.sightings))
     context = Context(services, limits, metrics)

@@ -18,6 +18,7 @@ from agent.http.keys import Keys
 from agent.http.outcome import Outcome
 from agent.mode import Allowed, Reason, Refused
 from agent.protocol.wire import LeaseKind, Mode
+from agent.telemetry.generic import Reading
 from agent.worker_protocol import View
 
 
@@ -261,6 +262,7 @@ class NodeSnapshot:
     pipelines: tuple[PipelineView, ...] = ()
     workers: tuple[WorkerView, ...] = ()
     events: tuple[EventView, ...] = ()
+    device: Reading = Reading()  # noqa: RUF009 - frozen
 
 
 class NodeView(Protocol):

@@ -9,7 +9,7 @@ import pytest
 from agent.protocol.messages import HttpLoad
 from agent.telemetry.generic import Generic, boot_clock_s, clock_is_synced, kernel_boot_id
 from agent.telemetry.jetson import gpu_percent, is_throttled, l4t_version, module_name, power_mode, power_w
-from agent.telemetry.sensors import open_sensors
+from agent.telemetry.sensors import hardware, open_sensors, software
 
 ORIN = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64\n",
@@ -47,6 +47,14 @@ def orin(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     return tmp_path
+
+
+def test_a_node_says_what_it_is(orin: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    told = hardware(orin)
+    assert (told.module, told.mem_mb) == ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15657)
+    assert software(orin) == {"l4t": "36.4.0"}
+    nothing = tmp_path_factory.mktemp("nothing")
+    assert (hardware(nothing).module, hardware(nothing).mem_mb, software(nothing)) == ("unknown", None, {})
 
 
 def test_a_jetson_is_read_from_sysfs(orin: Path) -> None:

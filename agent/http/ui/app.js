@@ -60,12 +60,26 @@ function drawState(now) {
   byId("serving").textContent = now.serving ? serves : "Not serving requests";
   byId("reason").textContent = now.reason_words;
   const lease = now.lease_left_s === null ? "none" : `${now.lease_kind === "contingent" ? "contingent, " : ""}${duration(now.lease_left_s)}`;
-  const facts = { Lease: lease, Epoch: now.epoch, Uplink: now.uplink, "Up for": duration(now.uptime_s) };
+  const facts = { Lease: lease, Epoch: now.epoch, Uplink: now.uplink, "Up for": duration(now.uptime_s), Device: deviceWords(now.device) };
   const list = byId("facts");
   if (list.children.length === 0) {
     list.append(...Object.keys(facts).map((name) => make("div", {}, make("dt", { textContent: name }), make("dd", { "data-fact": name }))));
   }
   for (const entry of list.querySelectorAll("dd")) entry.textContent = facts[entry.dataset.fact];
+}
+
+// What is measured: a PC says less than a Jetson.
+function deviceWords(device) {
+  const hottest = Math.max(...Object.values(device.temperatures_c));
+  const words = [
+    device.cpu_percent !== null && `CPU ${Math.round(device.cpu_percent)} %`,
+    device.gpu_percent !== null && `GPU ${Math.round(device.gpu_percent)} %`,
+    device.memory_total_mb && `${(device.memory_used_mb / 1024).toFixed(1)} of ${(device.memory_total_mb / 1024).toFixed(1)} GB`,
+    Number.isFinite(hottest) && `${Math.round(hottest)} °C`,
+    device.power_w !== null && `${device.power_w.toFixed(1)} W`,
+    device.is_throttled && "throttled",
+  ];
+  return words.filter(Boolean).join(" · ") || "not measured";
 }
 
 function drawDemo(demo) {

@@ -27,6 +27,7 @@ from agent.http.collaborators import (
 )
 from agent.mode import Allowed, Reason, Refused
 from agent.protocol.wire import Mode
+from agent.telemetry.generic import Reading
 from agent.worker_protocol import View
 
 # A real JPEG of 64 × 48, for a browser to show.
@@ -195,6 +196,7 @@ class Node:
             lease_kind="full",
             lease_left_s=73.0,
             uplink="connected",
+            device=Reading(31.0, 62.3, 9216, 15657, {"gpu": 58.0, "cpu": 51.2}, 17.2, True),
             models=MODELS,
             pipelines=(
                 PipelineView(

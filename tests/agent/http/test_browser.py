@@ -41,6 +41,7 @@ def test_the_page_shows_the_node(page: Browser) -> None:
     assert page.text("#serving") == "Serving requests"
     assert page.text('[data-fact="Lease"]') == "73 s"
     assert page.text('[data-fact="Epoch"]') == "7"
+    assert page.text('[data-fact="Device"]') == "CPU 31 % · GPU 62 % · 9.0 of 15.3 GB · 58 °C · 17.2 W · throttled"
     assert "parrot" in page.text("#models")
     assert "mean KL 0.004" in page.text("#models")
     assert "latency 31.5 ms · matched boxes 97.5 % · max score delta 1.5e-6" in page.text("#models")
