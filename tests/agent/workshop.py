@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,10 +107,18 @@ def find(name: str) -> Manifest:
 class Workshop:
     """A reconciler at work. `notes` is what it told, `free_bytes` the memory that it sees."""
 
-    def __init__(self, folder: Path, *models: str, accepts_unverified: bool = False, rest: RestPolicy = RestPolicy()) -> None:  # noqa: B008 - frozen
-        self.maker, self.hand, self.eye = Maker(), Hand(), Hand()
+    def __init__(
+        self,
+        folder: Path,
+        *models: str,
+        accepts_unverified: bool = False,
+        rest: RestPolicy = RestPolicy(),  # noqa: B008 - frozen
+        eye: Hand | None = None,
+        pipelines: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.maker, self.hand, self.eye = Maker(), Hand(), eye or Hand()
         self.notes: list[tuple[str, str, str]] = []
-        self.desired = DesiredState(Desired(models), folder)
+        self.desired = DesiredState(Desired(models, pipelines or {}), folder)
         workers = {"text": self.hand, "vision": self.eye}
         self.free_bytes = 1 << 40
         self.reconciler = Reconciler(

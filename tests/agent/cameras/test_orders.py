@@ -9,7 +9,6 @@ import anyio
 import pytest
 
 from agent.cameras.orders import CameraOrders, CameraRefused
-from agent.desired import DesiredState
 from agent.errors import WorkerRefused
 from agent.preparation import PreparationFailed
 from agent.state import Desired
@@ -36,9 +35,7 @@ class Eye(Hand):
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Workshop:
-    made = Workshop(tmp_path)
-    made.eye = Eye()
-    made.reconciler._workers = {"text": made.hand, "vision": made.eye}
+    made = Workshop(tmp_path, eye=Eye())
     made.maker.ready = [built("eyes")]
     return made
 
@@ -101,11 +98,8 @@ async def test_a_camera_whose_model_cannot_be_made_is_refused_and_one_whose_mode
 
 async def test_a_reset_brings_back_what_the_file_says_and_an_edited_file_counts(tmp_path: Path) -> None:
     configured: dict[str, dict[str, Any]] = {"door": {**DOOR, "id": "door"}}
-    shop = Workshop(tmp_path)
-    shop.eye, shop.maker.ready = Eye(), [built("eyes")]
-    shop.desired = DesiredState(Desired((), configured), tmp_path)
-    shop.reconciler.desired = shop.desired
-    shop.reconciler._workers = {"text": shop.hand, "vision": shop.eye}
+    shop = Workshop(tmp_path, eye=Eye(), pipelines=configured)
+    shop.maker.ready = [built("eyes")]
     given = orders(shop)
     async with shop.working():
         assert given.origin("door") == "configuration"
