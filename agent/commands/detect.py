@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.commands.detect_files import DetectError
+
 if TYPE_CHECKING:
     from models.manifest import DetectionManifest
     from models.store import Store
@@ -16,11 +18,6 @@ GENERAL = "deimv2-femto"
 SHIPPED = "conveyor-detr"
 BUILD_S = 1800.0
 THREADS = 2
-INTERRUPTED = 130
-
-
-class DetectError(Exception):
-    """The command cannot do what it was asked; the message says why and what to do."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from models.sources import SourceError
 
     try:
-        return look_at_all(arguments, lambda: engine_of(arguments.model))
+        return look_at_all(arguments, lambda: engine_of(arguments.model), THREADS)
     except (DetectError, CatalogError, EngineError, PreparationFailed, SourceError, StoreError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

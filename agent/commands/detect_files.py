@@ -10,6 +10,10 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 FILMS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts"})
 
 
+class DetectError(Exception):
+    """The command cannot do what it was asked; the message says why and what to do."""
+
+
 @dataclass(frozen=True)
 class Given:
     """A file to look at; `name` is its path below the folder that was named, or its own name."""

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from agent.commands.detect import INTERRUPTED, THREADS, DetectError
-from agent.commands.detect_files import Empty, Given, Targets, given_files
+from agent.commands.detect_files import DetectError, Empty, Given, Targets, given_files
 from agent.worker.film import Film, FilmError, FilmFrame, FilmWriter
 from agent.worker.tracker import Track, Tracker, TrackerSettings
 from models.durable import write_atomically
@@ -27,16 +26,17 @@ from models.pictures import MAX_BYTES, Picture, PictureError, decode_picture, dr
 from models.tasks.detection import Detection, Detector
 
 QUALITY = 92
+INTERRUPTED = 130
 # As for cameras: tracks are carried over frames in which they are seen less surely.
 UNSURE = 0.4
 
 
-def look_at_all(arguments: argparse.Namespace, model: Callable[[], tuple[DetectionManifest, Path]]) -> int:
+def look_at_all(arguments: argparse.Namespace, model: Callable[[], tuple[DetectionManifest, Path]], threads: int) -> int:
     """`model` is asked for with the first file that can be read. Returns the exit status; raises what makes going on senseless."""
     files = list(given_files(arguments.inputs))
     if arguments.out and (len(files) != 1 or isinstance(files[0], Empty)):
         raise DetectError(f"--out names one file, and there are {len(files)} to look at; name a folder with --save")
-    look = Look(arguments, model, [each.path for each in files])
+    look = Look(arguments, model, [each.path for each in files], threads)
     try:
         with look.progress:
             all_files = look.progress.add_task("files", total=len(files))
@@ -54,7 +54,9 @@ def look_at_all(arguments: argparse.Namespace, model: Callable[[], tuple[Detecti
 
 
 class Look:
-    def __init__(self, arguments: argparse.Namespace, model: Callable[[], tuple[DetectionManifest, Path]], files: Sequence[Path]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, model: Callable[[], tuple[DetectionManifest, Path]], files: Sequence[Path], threads: int
+    ) -> None:
         self.done = 0
         self.failed = 0
         errors, is_alone = Console(stderr=True), len(files) == 1
@@ -65,6 +67,7 @@ class Look:
         )  # fmt: skip
         self._arguments = arguments
         self._model = model
+        self._threads = threads
         self._is_alone = is_alone
         self._targets = Targets(arguments.save, files) if arguments.save else None
         self._engine: Engine | None = None
@@ -100,7 +103,7 @@ class Look:
     def _detector(self) -> Detector:
         if self._opened is None:
             manifest, folder = self._model()
-            self._engine = open_engine(folder, EngineOptions(threads=THREADS))
+            self._engine = open_engine(folder, EngineOptions(threads=self._threads))
             self._opened = Detector(self._engine, manifest)
         return self._opened
 
