@@ -27,7 +27,7 @@ from converters.quantised_blocks import Blocks
 from models.engines.native.weights import ARTEFACT, BLOCK, LANES, LIBRARY, WeightsWriter, cpu_identity
 
 # Part of the engine key, with the compiler: raise it with every change of what is written or of the C sources.
-VERSION = 3
+VERSION = 4
 SOURCES = Path(__file__).parent.parent / "models" / "engines" / "native"
 COMPILE_DEADLINE_S = 300.0
 MAX_LOG = 600
