@@ -135,6 +135,21 @@ def test_no_cut_of_a_prompt_and_no_neighbour_changes_a_bit(tmp_path: Path) -> No
     engine.close()
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+@pytest.mark.parametrize(("kind", "activations"), [("Q4_1", "float32"), ("Q4_0", "int8"), ("Q8_0", "float32"), ("Q8_0", "int8")])
+def test_tiles_change_no_bit(kind: str, activations: Activations, tmp_path: Path) -> None:
+    """Where the CPU has AMX, prompts are computed 16 tokens at once; elsewhere both are the same code."""
+    convert(tmp_path / "with", Recipe(kind=kind), activations)
+    shutil.copytree(tmp_path / "with", tmp_path / "without")
+    compile_library(tmp_path / "without", ("-march=native", "-mno-amx-int8"))
+    answers = []
+    for name in ("with", "without"):
+        engine = opened(tmp_path / name)
+        answers.append(engine.all_logits(SlotTokens(0, TOKENS)))
+        engine.close()
+    np.testing.assert_array_equal(answers[0], answers[1])
+
+
 def test_guesses_are_verified_to_the_bit_beside_others_and_over_the_limit_of_a_step(tmp_path: Path) -> None:
     convert(tmp_path / "engine", Recipe())
     engine = opened(tmp_path / "engine", context=1024)

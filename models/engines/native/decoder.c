@@ -19,6 +19,7 @@
 
 
 #include "attention.h"
+#include "tiles.h"
 
 enum { MAX_THREADS = 64, ROWS_PER_ITEM = 8, GROUPS_PER_ITEM = 4, TOKENS_PER_ITEM = 8 };
 
@@ -31,7 +32,7 @@ typedef struct {
 typedef struct hs_engine hs_engine;
 struct hs_engine {
     hs_model model;
-    int32_t max_tokens;
+    int32_t max_tokens, has_tiles;
     float *residual, *packed, *attended, *inner, *picked;
     float *partial;
     rounded rows;
@@ -105,7 +106,10 @@ static void product(hs_engine *engine, cursor *cursor, const hs_matrix *matrices
         const hs_matrix *matrix = matrices;
         for (int group = item * GROUPS_PER_ITEM, before = 0; group < last; group++) {
             while (group >= before + matrix->rows / LANES) before += matrix++->rows / LANES;
-            multiply_group(matrix, group - before, engine->rows, count, to + group * LANES, stride, adds);
+            float *at = to + group * LANES;
+            const int done = engine->has_tiles ? multiply_tiles(matrix, group - before, engine->rows, count, at, stride, adds) : 0;
+            const rounded rest = row_of(engine->rows, matrix->columns / BLOCK, done);
+            multiply_group(matrix, group - before, rest, count - done, at + (size_t)done * stride, stride, adds);
         }
     }
 }
@@ -254,6 +258,7 @@ static void take_step(hs_engine *engine, int thread, int32_t generation) {
     const hs_model *model = &engine->model;
     const int count = engine->token_count, hidden = model->hidden, inner = model->inner;
     const int width = (model->heads + 2 * model->kv_heads) * model->head_dim;
+    if (engine->has_tiles) begin_tiles();
     EACH_ROW(count) unpack_row(&model->embedding, engine->tokens[row], engine->residual + (size_t)row * hidden);
     for (int layer = 0; layer < model->layers && !cursor->is_over; layer++) {
         const hs_layer *weights = model->layer + layer;
@@ -273,6 +278,7 @@ static void take_step(hs_engine *engine, int thread, int32_t generation) {
     }
     norm_rows(engine, cursor, engine->residual, engine->logit_tokens, engine->logit_count, model->final_norm);
     product(engine, cursor, &model->head, 1, engine->logit_count, engine->logits, model->head.rows, 0);
+    if (engine->has_tiles) end_tiles();
 }
 
 /* ── threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────── */
@@ -312,6 +318,7 @@ hs_engine *hs_open(const hs_model *model, int32_t max_tokens) {
     if (!engine) return NULL;
     engine->model = *model;
     engine->max_tokens = max_tokens;
+    engine->has_tiles = may_use_tiles();
     const size_t tokens = (size_t)max_tokens, attended = (size_t)model->heads * model->head_dim;
     const size_t widest = larger(larger((size_t)model->hidden, (size_t)model->inner), attended);
     const size_t chunks = (size_t)(model->capacity + CHUNK - 1) / CHUNK;

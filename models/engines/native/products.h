@@ -126,11 +126,38 @@ INLINE vi multiply_block(vi whole, const quads *codes, const int8_t *x, int bits
     return whole;
 }
 
+/* Of one block of 16 matrix rows. */
+typedef struct {
+    vf scale, offset;
+} factors;
+
+INLINE factors load_block_factors(const hs_matrix *matrix, const uint8_t *record, int bits) {
+    const uint8_t *from = record + (bits == 4 ? CODES4 : CODES8);
+    const vf scale = load_factors(from, matrix->is_wide);
+    return (factors){scale, matrix->has_offset ? load_factors(from + factor_bytes(matrix->is_wide), matrix->is_wide) : scale * -8.0f};
+}
+
+/* `total` and the numbers that the sums of codes `whole` of a block stand for; `at`: its place among the blocks of x. */
+INLINE vf scaled(vf total, vi whole, factors of, const hs_matrix *matrix, rounded x, size_t at, int bits) {
+    total += __builtin_convertvector(whole, vf) * (of.scale * x.scale[at]);
+    if (bits == 4 || matrix->has_offset) total += of.offset * x.sum[at];
+    return total;
+}
+
+INLINE void finish_rows(const hs_matrix *matrix, int group, const vf *totals, int count, float *to, int stride, int adds) {
+    const vf bias = matrix->bias ? load(matrix->bias + group * LANES) : (vf){0};
+#pragma GCC unroll 16
+    for (int t = 0; t < count; t++) {
+        float *row = to + (size_t)t * stride;
+        store(row, totals[t] + bias + (adds ? load(row) : (vf){0}));
+    }
+}
+
 /* One group of 16 matrix rows times `tile` rows of activations, to[t * stride]. `tile`, `bits` and `is_fine` are constants
  * where it is inlined. */
 INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int tile, float *to, int stride, int adds, int bits, int is_fine) {
-    const int blocks = matrix->columns / BLOCK, has_offset = matrix->has_offset, is_wide = matrix->is_wide;
-    const size_t bytes = record_bytes(bits, has_offset, is_wide);
+    const int blocks = matrix->columns / BLOCK;
+    const size_t bytes = record_bytes(bits, matrix->has_offset, matrix->is_wide);
     const uint8_t *record = matrix->records + (size_t)group * blocks * bytes;
     vf totals[TILE];
     for (int t = 0; t < tile; t++) totals[t] = (vf){0};
@@ -147,9 +174,7 @@ INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int til
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) codes[i] = as_unsigned(load_quads(record + 64 * i));
         }
-        const uint8_t *factors = record + (bits == 4 ? CODES4 : CODES8);
-        const vf scale = load_factors(factors, is_wide);
-        const vf offset = has_offset ? load_factors(factors + factor_bytes(is_wide), is_wide) : scale * -8.0f;
+        const factors of = load_block_factors(matrix, record, bits);
 #pragma GCC unroll 8
         for (int t = 0; t < tile; t++) {
             const size_t at = (size_t)t * blocks + block;
@@ -157,16 +182,10 @@ INLINE void multiply_tile(const hs_matrix *matrix, int group, rounded x, int til
             whole = multiply_block(whole, codes, x.codes + at * BLOCK, bits);
             if (is_fine) whole = multiply_block(whole << 7, codes, x.low + at * BLOCK, bits);
             if (bits == 8 && SHIFTS_SIGNED) whole = whole + x.total[at];
-            totals[t] += __builtin_convertvector(whole, vf) * (scale * x.scale[at]);
-            if (bits == 4 || has_offset) totals[t] += offset * x.sum[at];
+            totals[t] = scaled(totals[t], whole, of, matrix, x, at, bits);
         }
     }
-    const vf bias = matrix->bias ? load(matrix->bias + group * LANES) : (vf){0};
-#pragma GCC unroll 8
-    for (int t = 0; t < tile; t++) {
-        float *row = to + (size_t)t * stride;
-        store(row, totals[t] + bias + (adds ? load(row) : (vf){0}));
-    }
+    finish_rows(matrix, group, totals, tile, to, stride, adds);
 }
 
 INLINE void multiply_rows(const hs_matrix *matrix, int group, rounded x, int count, float *to, int stride, int adds, int bits, int is_fine) {
@@ -198,18 +217,18 @@ static void round_row(const float *from, int columns, rounded to) {
         const vf half[2] = {load(from + block * BLOCK), load(from + block * BLOCK + LANES)};
         const float most = largest(select_greater(select_greater(half[0], -half[0]), select_greater(half[1], -half[1])));
         const float scale = most / range, inverse = most > 0 ? range / most : 0;
-        int32_t total = 0;
+        vi totals = {0};
         for (int part = 0; part < 2; part++) {
             const vf whole = (half[part] * inverse + magic) - magic;
             const vf high = to.low ? (whole * 0.0078125f + magic) - magic : whole;
             const vi code = __builtin_convertvector(high, vi), low = __builtin_convertvector(whole - high * 128.0f, vi);
             const size_t at = (size_t)block * BLOCK + part * LANES;
-            for (int i = 0; i < LANES; i++) {
-                to.codes[at + i] = (int8_t)code[i];
-                if (to.low) to.low[at + i] = (int8_t)low[i];
-                total += to.low ? 128 * code[i] + low[i] : code[i];
-            }
+            store_codes(to.codes + at, code);
+            if (to.low) store_codes(to.low + at, low);
+            totals += to.low ? (code << 7) + low : code;
         }
+        int32_t total = 0;
+        for (int i = 0; i < LANES; i++) total += totals[i];
         to.scale[block] = scale;
         to.sum[block] = scale * (float)total;
         to.total[block] = -128 * total;

@@ -49,6 +49,12 @@ INLINE void store_half(uint16_t *to, vf value) {
 #endif
 }
 
+INLINE void store_codes(int8_t *to, vi value) {
+    typedef int8_t codes __attribute__((vector_size(LANES)));
+    const codes narrow = __builtin_convertvector(value, codes);
+    memcpy(to, &narrow, LANES);
+}
+
 INLINE float sum(vf value) {
     float total = 0;
     for (int i = 0; i < LANES; i++) total += value[i];
