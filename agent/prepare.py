@@ -116,12 +116,12 @@ async def build_first(
 
 
 async def first_built(wanted: Sequence[BuildChoice], build: Callable[[BuildChoice], Awaitable[Built]]) -> Built:
-    """The first of what is wanted that this machine and the converter have, and that gives the answers of its source."""
+    """The first of what is wanted that this machine and the converter have."""
     for choice in wanted[:-1]:
         try:
             return await build(choice)
         except PreparationFailed as failure:
-            if failure.code not in ("unsupported", "not_the_same_model"):
+            if failure.code != "unsupported":
                 raise
             logger.info("not built for %s: %s", choice.target, failure)
     return await build(wanted[-1])
