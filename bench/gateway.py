@@ -2,7 +2,7 @@
 
 A stand-in primary, nginx as the coordinator renders it, and a node as gateway are processes of their own; requests go direct, through nginx
 and through the gateway in turns. Then each fault, with the real local model: how long until the first word of this node, beside the budget
-that the phase has. Then the same question again and again, from the cache.
+that the phase has. Then the same question again and again, from the cache; and how soon one request more than the node takes is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import anyio
 import httpx
 import uvicorn
 
+from agent.config import HttpSettings
 from agent.demo.programs import free_port, program, write_nginx
 from agent.demo.stage import to_toml
 from bench.cloud import WORDS, primary
@@ -123,6 +124,29 @@ async def cached(client: httpx.AsyncClient, turns: int) -> dict[str, Any]:
     return {**middle(took), "answers_per_s": await rate(client, {"temperature": 0}, 8, 3.0)}
 
 
+async def refused(client: httpx.AsyncClient, turns: int) -> dict[str, Any]:
+    """While as many are being answered as the node takes."""
+    asked = {**ASKED, "model": MODEL, "temperature": 1.0, "max_tokens": 900}
+    took: list[float] = []
+
+    async def fill() -> None:
+        while True:
+            await client.post("/v1/chat/completions", json=asked)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(HttpSettings().in_flight):
+            tasks.start_soon(fill)
+        await anyio.sleep(1.0)
+        with anyio.fail_after(120):
+            while len(took) < turns:
+                started_s = anyio.current_time()
+                answer = await client.post("/v1/chat/completions", json=asked)
+                if answer.status_code == httpx.codes.TOO_MANY_REQUESTS and int(answer.headers["retry-after"]) > 0:
+                    took.append(1000 * (anyio.current_time() - started_s))
+        tasks.cancel_scope.cancel()
+    return middle(took)
+
+
 async def serving(client: httpx.AsyncClient) -> AsyncIterator[None]:
     while True:
         models = (await client.get("/node")).json()["models"]
@@ -165,6 +189,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
             "overhead": await overhead(ways, given.turns, given.seconds),
             "faults": await faults(ways["gateway"], max(3, given.turns // 20)),
             "cached": await cached(ways["gateway"], given.turns),
+            "refused": await refused(ways["gateway"], given.turns),
         }
 
 
@@ -187,13 +212,14 @@ def main() -> None:
         for way, one in figures["overhead"].items()
     ]  # fmt: skip
     broken = [(fault, f"{one['p50']:.0f}", f"{one['p95']:.0f}", one["backend"]) for fault, one in figures["faults"].items()]
-    hit = figures["cached"]
+    hit, no = figures["cached"], figures["refused"]
     tables = [
         table("A primary that is well", ("way", "first event ms", "added", f"stream of {WORDS} ms", "answers/s, 16 clients"), ways),
         table(f"First local word, budgets of {BUDGET_S:g} s", ("fault", "p50 ms", "p95 ms", "header"), broken),
         table(
             "A kept answer", ("p50 ms", "p95 ms", "answers/s"), [(f"{hit['p50']:.2f}", f"{hit['p95']:.2f}", f"{hit['answers_per_s']:.0f}")]
         ),
+        table("Refused, for there is no room", ("p50 ms", "p95 ms"), [(f"{no['p50']:.2f}", f"{no['p95']:.2f}")]),
     ]
     report(tables, ["Client, primary and node share this machine's cores."], figures, given.json)
 
