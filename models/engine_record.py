@@ -7,7 +7,7 @@ import json
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from models.record import RecordError, from_mapping, to_mapping
 
@@ -80,6 +80,13 @@ class StoredEngine:
     @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.record.files.values())
+
+
+def content_digest(files: Mapping[str, str], profiles: Mapping[str, Any]) -> str:
+    """Of all that a provider makes its own engine of: name → sha256 of graph and weights, and the shapes. The same before an engine is
+    published as after, so what was proven is what serves."""
+    text = json.dumps([sorted(files.items()), sorted(profiles.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def proven_provider(key: EngineKey) -> str:

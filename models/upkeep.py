@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Callable, Collection, Dict, Iterable, Iterator, List, Literal, Optional, Set
 
 from models.durable import StoreBusy, sha256_of
-from models.engine_record import RECORD_NAME, StoredEngine, file_sizes, read_engine, read_record
-from models.engines.onnx_providers import content_digest
+from models.engine_record import RECORD_NAME, StoredEngine, content_digest, file_sizes, read_engine, read_record
 from models.manifest import Manifest
 from models.store import CALIBRATION_FOLDER, PROVIDER_FOLDER, SPACE_RESERVE_BYTES, TIMING_FOLDER, Store
 

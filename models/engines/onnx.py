@@ -15,7 +15,7 @@ import onnxruntime
 
 from models.device import Device, probe_device
 from models.durable import sha256_of
-from models.engine_record import proven_provider, read_record
+from models.engine_record import content_digest, proven_provider, read_record
 from models.engines import EngineError, EngineOptions, SlotTokens, TensorSpec, TooLittleMemory
 from models.engines.cache import KeyValueCache
 from models.engines.decoder import DecoderFacts, check_step, read_facts
@@ -25,7 +25,6 @@ from models.engines.onnx_providers import (
     PROVIDERS,
     ProviderOptions,
     cache_folder,
-    content_digest,
     library_version,
     provider_options,
     refusal_of,

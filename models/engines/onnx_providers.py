@@ -6,10 +6,8 @@ Options: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvi
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from models.device import Device
 from models.engines import EngineError, EngineOptions
@@ -63,13 +61,6 @@ def cache_folder(options: EngineOptions, model: str, device: Device, tensorrt: s
     """Where engines of a model lie. ONNX Runtime does not notice that TensorRT, the GPU or the precision is another: the path does."""
     place = f"{device.name}-sm_{device.sm}-l4t_{device.l4t or 'none'}-tensorrt_{tensorrt or 'unknown'}-{options.precision}"
     return Path(options.cache_folder) / "".join(each if each.isalnum() or each in "._-" else "_" for each in place) / model
-
-
-def content_digest(files: Mapping[str, str], profiles: Mapping[str, Any]) -> str:
-    """Of all that a provider makes its own engine of: name → sha256 of graph and weights, and the shapes. The same before an engine is
-    published as after, so what was proven is what serves."""
-    text = json.dumps([sorted(files.items()), sorted(profiles.items())])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def library_version(load: Callable[[str], Any] = ctypes.CDLL) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.durable import StoreBusy
-from models.engine_record import RECORD_NAME, EngineKey, read_engine
-from models.engines.onnx_providers import content_digest
+from models.engine_record import RECORD_NAME, EngineKey, content_digest, read_engine
 from models.manifest import Embedding, EmbeddingManifest, ModelFile
 from models.store import SPACE_RESERVE_BYTES, Store, open_store
 from models.upkeep import discard_torn_engines, discard_torn_files, evict, make_room, remove, repair, repair_engine, usage, verify
