@@ -90,7 +90,7 @@ def weights(store_folder: Path, model: str, long_tokens: int, server: Path | Non
 
 def _built(store: Store, manifest: GenerationManifest, choice: BuildChoice) -> Path:
     settings = BuildSettings(timeout_s=BUILD_DEADLINE_S)
-    return anyio.run(prepare_model, store, settings, choice, manifest, lambda phase, fraction: None).folder
+    return anyio.run(prepare_model, store, settings, choice, manifest, lambda *_: None).folder
 
 
 def _q4_0(store: Path, gguf: Path, server: Path | None, missing: dict[str, str]) -> Path | None:

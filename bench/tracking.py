@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from agent.worker.areas import Zone
 from agent.worker.lines import Line
 from agent.worker.meaning import Meaning, Moment
-from agent.worker.settings import PipelineSettings, Zone
+from agent.worker.settings import PipelineSettings
 from agent.worker.tracker import Tracker, TrackerSettings
 from models.tasks.detection import Detection
 

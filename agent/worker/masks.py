@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Sequence, Tuple, TypeVar
 import cv2
 import numpy as np
 
-from agent.worker.settings import Mask
+from agent.worker.areas import Mask
 
 BLOCK = 16
 MARGIN = 6

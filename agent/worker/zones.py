@@ -7,8 +7,8 @@ from typing import Dict, List, Mapping, Sequence, Set, Tuple
 
 import numpy as np
 
+from agent.worker.areas import Zone
 from agent.worker.polygons import inside
-from agent.worker.settings import Zone
 from agent.worker.tracker import Track
 
 # A foot on the very edge of the picture, as of everything that is cut off below, is within a zone that reaches to the edge.

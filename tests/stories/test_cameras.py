@@ -20,7 +20,7 @@ from agent.protocol import topics
 from agent.protocol.messages import CameraState, Command, Desired
 from agent.protocol.ulid import new_ulid
 from agent.protocol.wire import decode, encode, wire_now
-from agent.worker.settings import Mask
+from agent.worker.areas import Mask
 from models.pictures import decode_picture
 from tests.agent.worker.test_masks import area
 from tests.stories.house import House, Node, needs_programs, until

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.worker.areas import Mask
 from agent.worker.masks import BLOCK, Masks
 from agent.worker.polygons import inside
-from agent.worker.settings import Mask
 from agent.worker.views import small_jpeg
 from agent.worker_protocol import SMALL_BYTES, CameraEvent, CameraFrame, Watch
 from models.pictures import Picture, decode_picture, encode_jpeg

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.worker.areas import Mask, Zone
 from agent.worker.events import Allowance, Event
 from agent.worker.lines import Line
 from agent.worker.meaning import Meaning, Moment
 from agent.worker.objects import Objects, Scene, fresh_id, quality_of
-from agent.worker.settings import Mask, PipelineSettings, Zone
+from agent.worker.settings import PipelineSettings
 from agent.worker.tracker import Track, Update
 from agent.worker.zones import Stay
 from models.tasks.detection import Detection

@@ -11,11 +11,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from agent.worker.areas import Zone
 from agent.worker.camera import Camera, Frame
 from agent.worker.meaning import Meaning, Moment
 from agent.worker.motion import MotionGate
 from agent.worker.pipeline import Pipeline
-from agent.worker.settings import Motion, PipelineSettings, Zone
+from agent.worker.settings import Motion, PipelineSettings
 from agent.worker_protocol import CameraEvent, Pace
 from models.pictures import Picture
 from models.record import RecordError

@@ -16,12 +16,13 @@ from typing import Any
 import av
 import pytest
 
+from agent.worker.areas import Zone
 from agent.worker.camera import Camera
 from agent.worker.events import Event
 from agent.worker.lines import Line
 from agent.worker.meaning import Meaning, Moment
 from agent.worker.pipeline import UNSURE, Pipeline
-from agent.worker.settings import PipelineSettings, Zone
+from agent.worker.settings import PipelineSettings
 from agent.worker.sources import parse_source
 from models.engines import EngineOptions, open_engine
 from models.manifest import DetectionManifest, manifest_from_mapping

@@ -19,12 +19,13 @@ import av
 import numpy as np
 import pytest
 
+from agent.worker.areas import Mask
 from agent.worker.camera import Camera
 from agent.worker.clips import remove_halves
 from agent.worker.gstreamer import EncodedPicture, EncodedStream
 from agent.worker.masks import Masks
 from agent.worker.recording import Recorder
-from agent.worker.settings import Mask, Recording
+from agent.worker.settings import Recording
 from agent.worker.sources import parse_source
 from agent.worker_protocol import CameraEvent
 from models.pictures import Picture

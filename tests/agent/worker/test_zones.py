@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from agent.worker.areas import Zone
 from agent.worker.polygons import inside
-from agent.worker.settings import Zone
 from agent.worker.tracker import Track
 from agent.worker.zones import Occupancy, ZoneWatch
 
