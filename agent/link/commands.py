@@ -95,10 +95,13 @@ class Commands:
     async def run(self) -> None:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            for entry in await to_thread.run_sync(self._journal.open_entries, self._clock()):
-                await self._resume(entry)
-            self._is_recovered.set()
-            await anyio.sleep_forever()
+            try:
+                for entry in await to_thread.run_sync(self._journal.open_entries, self._clock()):
+                    await self._resume(entry)
+                self._is_recovered.set()
+                await anyio.sleep_forever()
+            finally:
+                self._tasks = None  # what is journaled from now on is for the next start
 
     async def receive(self, message: Received, op: str, acknowledge: Callable[[], None]) -> None:
         """One publication on `cmd/{op}`. Acknowledged once it is in the journal, or can never get there."""

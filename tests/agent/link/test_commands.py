@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from agent.link.commands import age_of
@@ -94,6 +97,29 @@ async def test_r4_what_cannot_be_done_is_rejected_without_a_beginning(mosquitto:
         await watcher.link.publish(topics.command(NODE, "ping"), b'{"v":1,"id":"' + broken_id.encode() + b'"}')
         broken = await watcher.final(broken_id)
         assert broken.error is not None and broken.error.code == "invalid"
+
+
+async def test_r7_what_is_journaled_while_the_node_ends_is_done_at_its_next_start(
+    mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_begun, may_go_on = threading.Event(), threading.Event()
+    order = command("model.deploy", {"name": "tiny"})
+    async with watching(mosquitto.host, mosquitto.port) as watcher:
+        async with running_node(mosquitto.host, mosquitto.port, tmp_path) as node:
+            await watcher.event("sync")
+            receive = node.journal.receive
+
+            def slowly(*arguments: Any) -> None:
+                is_begun.set()
+                may_go_on.wait(10)
+                receive(*arguments)
+
+            monkeypatch.setattr(node.journal, "receive", slowly)
+            await watcher.send(order)
+            assert await anyio.to_thread.run_sync(is_begun.wait, 10)
+            threading.Timer(0.3, may_go_on.set).start()
+        async with running_node(mosquitto.host, mosquitto.port, tmp_path):
+            assert (await watcher.final(order.id)).status == "succeeded"
 
 
 async def test_r5_the_same_id_again_has_no_effect_and_replays_the_result(mosquitto: Mosquitto, tmp_path: Path) -> None:
