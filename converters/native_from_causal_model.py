@@ -28,7 +28,7 @@ from converters.quantised_blocks import BLOCK_LAYOUTS, Blocks
 from models.engines.native.weights import ARTEFACT, BLOCK, LANES, LIBRARY, WeightsWriter, cpu_identity
 
 # Part of the engine key, with the compiler: raise it with every change of what is written or of the C sources.
-VERSION = 5
+VERSION = 6
 # Formats whose blocks have the engine's own width.
 KEPT = frozenset(layout.name for layout in BLOCK_LAYOUTS.values() if layout.unpack is not None) - {"Q6_K"}
 SOURCES = Path(__file__).parent.parent / "models" / "engines" / "native"

@@ -32,7 +32,8 @@ static void begin_tiles(void) {
         shape.bytes[tile] = tile == HIGH || tile == LOW ? BLOCK : 64;
         shape.rows[tile] = tile == CODES ? QUADS : TILED;
     }
-    _tile_loadconfig(&shape);
+    /* GCC 12 says of its intrinsic that it reads eight bytes, and may leave the others unwritten: the first tile is then no instruction. */
+    __asm__ volatile("ldtilecfg %0" ::"m"(shape));
 }
 
 static void end_tiles(void) { _tile_release(); }
