@@ -13,16 +13,16 @@ run: .venv/.ready programs  ## start the demo: the whole product on this machine
 	$(BIN)/hotspare demo
 
 test: .venv/.ready test-programs  ## the tests, with real brokers, balancers, workers, browser and weights
-	$(BIN)/python -m pytest $(TESTS)
+	@$(call pytest,$(BIN)/python,$(TESTS))
 
 test-slow: TESTS := --run-slow
 test-slow: test  ## also the tests that take minutes
 
 test-convert: .venv-convert/.ready  ## the exporters against torch and transformers: about 1 GB of packages, in an environment of their own
-	.venv-convert/bin/python -m pytest tests/converters/transformers
+	@$(call pytest,.venv-convert/bin/python,-o cache_dir=.venv-convert/pytest tests/converters/transformers)
 
 test-py38: .venv-py38/.ready test-programs  ## the data plane under the interpreter of JetPack 5, in an environment of its own
-	.venv-py38/bin/python -m pytest -p no:cacheprovider tests/models tests/agent/worker tests/agent/test_worker_protocol.py tests/converters/tensorrt tests/conformance
+	@$(call pytest,.venv-py38/bin/python,-o cache_dir=.venv-py38/pytest tests/models tests/agent/worker tests/agent/test_worker_protocol.py tests/converters/tensorrt tests/conformance)
 
 python38:
 	@echo "$(PYTHON38)"
@@ -83,4 +83,10 @@ define install
 missing=""; for p in $(1); do PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v $$p >/dev/null || missing="$$missing $$p"; done; \
 packages=$$(echo "$$missing" | sed 's/chromedriver/chromium-driver/; s/systemd-analyze/systemd/; s/nginx/nginx-light/; s/ cc\b/ gcc libc6-dev/'); \
 [ -z "$$packages" ] || { echo "installing through apt:$$packages"; $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$packages >/dev/null; }
+endef
+
+# $(call pytest,interpreter,arguments): what failed is run once more. Cameras, brokers and workers live by real time, and a machine that stood
+# still for a second is no fault of theirs; what fails twice is one, and what failed once is still in the first summary.
+define pytest
+$(1) -m pytest $(2) || { [ $$? = 1 ] && echo "once more, what failed:" && $(1) -m pytest --last-failed --last-failed-no-failures none $(2); }
 endef

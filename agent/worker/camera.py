@@ -261,8 +261,11 @@ class Camera:
 
 
 def rate(stamps: Sequence[float], now_s: float) -> float:
-    """Per second, over the last five; 0 where there were none."""
+    """Per second, over the last five; 0 where there were fewer than two.
+
+    Over a second at least: two frames that came close together, as the first after a stall do, are not yet a rate.
+    """
     recent = [stamp for stamp in stamps if now_s - stamp <= RATE_WINDOW_S]
-    if len(recent) < 2 or recent[-1] <= recent[0]:
+    if len(recent) < 2:
         return 0.0
-    return (len(recent) - 1) / (recent[-1] - recent[0])
+    return (len(recent) - 1) / max(recent[-1] - recent[0], 1.0)
