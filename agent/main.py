@@ -16,13 +16,15 @@ import httpx
 from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
+from agent.announcements import Announcements
 from agent.cameras.commands import camera_handlers
-from agent.cameras.configured import configured, refuse_bad_cameras
+from agent.cameras.configured import configured
 from agent.cameras.side import CameraSide
 from agent.cameras.store import EventStore
-from agent.config import ConfigurationError, Settings
+from agent.config import Settings
 from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
+from agent.documents import Documents
 from agent.endpoint import configured_endpoint, page_url, routed_endpoint
 from agent.engine_locks import folders_in_use
 from agent.engine_options import node_options
@@ -45,14 +47,13 @@ from agent.link.reports import Reports
 from agent.link.session import Session, SessionSettings, Uplink
 from agent.link.store import StoreError as LinkStoreError
 from agent.mode import Health, ModePolicy, ModeState
-from agent.model_events import ModelEvents
 from agent.orders import Orders
 from agent.plan import RestPolicy, wanted_models
 from agent.preflight import checked, keys_file
 from agent.prepare import preparer_of
-from agent.protocol.messages import Desired as DesiredDocument
 from agent.protocol.messages import HttpLoad
 from agent.reconcile import Reconciler
+from agent.restart import Restart
 from agent.sdnotify import notify
 from agent.served import ServedModels, WithLanguage
 from agent.standby import Standby
@@ -136,7 +137,6 @@ class _Node:
         self._primary_key = KeyFile(settings.primary.key_file).key
         self._known = known
         self._desired = desired
-        self._held_document: DesiredDocument | None = None
         self._history = History()
         self._reading = Reading()
         self._uplink: Uplink | None = Uplink() if settings.mqtt.host else None
@@ -163,13 +163,14 @@ class _Node:
         self._view = View(settings, self._desired, self._reconciler, *mine)
         self._events = Events(node=settings.node.id, outbox=outbox, clock=boot_clock_s)
         diagnostics = {**self._view.diagnostics(), "telemetry": lambda: self._reading.heartbeat(HttpLoad()).model_dump(mode="json")}
-        self._model_events = ModelEvents(self._events, self._history)
-        self._reconciler.on_note = self._model_events.offer
+        self._announcements = Announcements(self._events, self._history)
+        self._reconciler.on_note = self._announcements.model
+        self._documents = Documents(self._desired, known, self._is_autonomous, self._announcements.desired)
         self._orders = Orders(self._desired, self._reconciler, known.find, diagnostics, self._is_autonomous)
         self._commands = Commands(
             node=settings.node.id,
             journal=journal,
-            handlers={**self._orders.handlers(), **camera_handlers(self.cameras.orders)},
+            handlers={**self._orders.handlers(), **camera_handlers(self.cameras.orders), **Restart().handlers()},
             cancellers=self._orders.cancellers(),
             lease=self._standby,
             clock=boot_clock_s,
@@ -229,7 +230,7 @@ class _Node:
             self._reconciler.run,
             self._standby.run,
             self._commands.run,
-            self._model_events.run,
+            self._announcements.run,
             *self.cameras.parts(),
         ]
         if self._session is not None:
@@ -299,7 +300,7 @@ class _Node:
             clock=boot_clock_s,
             clock_is_synced=clock_is_synced,
             on_uplink=self._uplink_changed,
-            on_desired=self._desired_came,
+            on_desired=self._documents.came,
             settings=SessionSettings(mqtt.heartbeat_active_s, mqtt.heartbeat_standby_s),
             on_switch=self.cameras.switched if self.settings.home_assistant.prefix else None,
         )
@@ -343,9 +344,8 @@ class _Node:
             self._notify_status(after)
         if self._session is not None:
             self._session.state_changed()
-        if self._held_document is not None and after.autonomy is None:
-            document, self._held_document = self._held_document, None
-            self._desired_came(document)
+        if after.autonomy is None:
+            self._documents.released()
 
     def _notify_status(self, state: ModeState) -> None:
         uplink = "standalone" if self._uplink is None else f"broker {'up' if self._uplink.broker_is_up else 'lost'}"
@@ -358,24 +358,6 @@ class _Node:
         self._history.add("uplink", "info" if uplink.broker_is_up else "warning", f"{broker}, {coordinator}")
         self._standby.uplink_changed(broker_is_up=uplink.broker_is_up, coordinator_is_online=uplink.coordinator_is_online)
         self._notify_status(self._standby.state)
-
-    def _desired_came(self, document: DesiredDocument) -> None:
-        if self._is_autonomous():  # L8: what it serves with stays until somebody else answers for it
-            self._held_document = document
-            return
-        pipelines = {
-            one.id: {**one.settings, "id": one.id, "source": one.source, "model": self._known.own_name(one.model)}
-            for one in document.pipelines
-        }
-        try:
-            refuse_bad_cameras(pipelines)
-            is_news = self._desired.take(document.rev, tuple(self._known.own_name(model.name) for model in document.models), pipelines)
-        except (ConfigurationError, OSError) as error:  # it comes again with the next session
-            logger.error("desired state of revision %d is not taken: %s", document.rev, error)  # noqa: TRY400 - the trace adds nothing
-            self.cameras.note("error", f"desired state of revision {document.rev} is not taken: {error}"[:1000])
-            return
-        if is_news:
-            logger.info("desired state of revision %d taken", document.rev)
 
     def _is_autonomous(self) -> bool:
         return self._standby.state.autonomy is not None

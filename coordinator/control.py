@@ -17,6 +17,7 @@ from agent.protocol.messages import CoordinatorPresence, Resync
 from agent.protocol.wire import MessageError, decode, encode, wire_now
 from coordinator.config import CoordinatorSettings
 from coordinator.decide import NodeView, Policy, decide
+from coordinator.desired import DesiredDocuments
 from coordinator.intake import Intake
 from coordinator.nginx import Balancer, NginxError
 from coordinator.orders import Orders
@@ -55,6 +56,7 @@ class Control:
         self._has_resynced = False
         self.problems = Problems()
         self.orders = Orders(settings.name, leases.command_deadline_s, registry, self._roster, self.problems)
+        self.desired = DesiredDocuments(registry, self.orders)
         self.primary = PrimaryWatch(settings.primary, client)
         self.term = 0
 
@@ -83,7 +85,7 @@ class Control:
         is_known = self._registry.forget(node)
         self._roster.forget(node)
         if (link := self.orders.link) is not None and is_known:
-            for topic in (topics.presence(node), topics.meta(node), topics.state(node)):
+            for topic in (topics.presence(node), topics.meta(node), topics.state(node), topics.desired(node)):
                 await link.publish(topic, b"", retain=True)
         return is_known
 
@@ -118,7 +120,7 @@ class Control:
                     self.orders.link = link
                     self.problems.note("broker", "")
                     logger.info("broker connected, term %d", self.term)
-                    for part in (self.orders.reissue, self._keep_deciding, self._keep_balancing):
+                    for part in (self.orders.reissue, self.desired.reissue, self._keep_deciding, self._keep_balancing):
                         tasks.start_soon(until_lost, part)
                     await self._listen(link)
 
@@ -156,6 +158,7 @@ class Control:
             await self._judge(link, message.payload)
         elif self._intake.take(topic, message, anyio.current_time()):
             await self.orders.reissue(topic.node)
+            await self.desired.reissue(topic.node)
 
     async def _judge(self, link: Link, payload: bytes) -> None:
         try:

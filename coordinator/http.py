@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agent.link.broker import LinkLost, PublishRefused
+from agent.protocol.messages import DesiredModel, DesiredPipeline
 from agent.protocol.wire import MessageError
+from agent.worker.addresses import redacted
 from coordinator.control import Control
 from coordinator.decide import NodeView
 from coordinator.orders import NotActing
@@ -27,6 +29,17 @@ class SendRequest(BaseModel):
     op: str
     args: dict[str, Any] = Field(default_factory=dict)
     deadline_s: float = Field(default=30.0, gt=0, le=86_400)
+
+
+class WantRequest(BaseModel):
+    """A whole document: what it does not name is not wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[Annotated[DesiredModel, BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)]] = Field(
+        default_factory=list, max_length=64
+    )
+    pipelines: list[DesiredPipeline] = Field(default_factory=list, max_length=64)
 
 
 def build_app(control: Control, registry: Registry, token_file: Path | None) -> FastAPI:
@@ -90,6 +103,19 @@ def _reading(control: Control, registry: Registry) -> APIRouter:
             "commands": [_command(entry) for entry in registry.commands(node, 20)],
         }
 
+    @router.get("/fleet/{node}/desired")
+    async def desired(node: str) -> dict[str, Any]:
+        """The document without passwords, and how far the node is with it."""
+        document = registry.desired(node)
+        if document is None:
+            raise HTTPException(404, f"nothing is wanted of node {node!r} from here: its own configuration counts")
+        pipelines = [{**one.model_dump(mode="json"), "source": redacted(one.source)} for one in document.pipelines]
+        models = [model.model_dump(mode="json", exclude_none=True) for model in document.models]
+        row = registry.node(node)
+        reported = row.state if row else None
+        taken = {"taken_rev": reported.desired_rev, "applied_rev": reported.applied_rev} if reported else {}
+        return {"rev": document.rev, "models": models, "pipelines": pipelines, **taken}
+
     @router.get("/commands/{identifier}")
     async def command(identifier: str) -> dict[str, Any]:
         row = registry.command(identifier)
@@ -122,6 +148,14 @@ def _ordering(control: Control, registry: Registry) -> APIRouter:
             raise HTTPException(404, f"no node {node!r} has registered; GET /fleet lists those that have")
         command, is_sent = await control.orders.send(node, request.op, request.args, request.deadline_s)
         return {"id": command.id, "epoch": command.epoch, "is_sent": is_sent}
+
+    @router.put("/fleet/{node}/desired")
+    async def want(node: str, request: WantRequest) -> dict[str, Any]:
+        """`is_sent` false: the broker is away; the document goes out as soon as it is back."""
+        if registry.node(node) is None:
+            raise HTTPException(404, f"no node {node!r} has registered; GET /fleet lists those that have")
+        document, is_sent = await control.desired.want(node, request.models, request.pipelines)
+        return {"rev": document.rev, "is_sent": is_sent}
 
     return router
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from agent.protocol.messages import Command, Event, Heartbeat, Meta, Presence, Result, State
+from agent.protocol.messages import Command, Desired, Event, Heartbeat, Meta, Presence, Result, State
 from agent.protocol.operations import OPS
 from agent.protocol.wire import FINAL_STATUSES
 
@@ -41,6 +41,9 @@ MIGRATIONS = (
     """
     ALTER TABLE nodes ADD COLUMN is_silent INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX commands_of_node ON commands (node, id);
+    """,
+    """
+    CREATE TABLE desired (node TEXT PRIMARY KEY, document TEXT NOT NULL);
     """,
 )
 EVENTS_KEPT = 10_000
@@ -85,6 +88,7 @@ class Registry:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)  # passwords of cameras are in desired documents; what SQLite puts beside it gets the same mode
         self._database = sqlite3.connect(file, isolation_level=None, timeout=5.0)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._migrate()
@@ -148,6 +152,7 @@ class Registry:
             return False
         with self._transaction():
             self._database.execute("DELETE FROM nodes WHERE node = ?", (node,))
+            self._database.execute("DELETE FROM desired WHERE node = ?", (node,))
             self._database.execute("UPDATE commands SET status = ?, is_final = 1 WHERE node = ? AND is_final = 0", (EXPIRED, node))
         del self._rows[node]
         return True
@@ -162,6 +167,21 @@ class Registry:
     def _set(self, node: str, values: dict[str, int]) -> None:
         names = ", ".join(f"{name} = ?" for name in values)
         self._database.execute(f"UPDATE nodes SET {names} WHERE node = ?", (*map(int, values.values()), node))
+
+    # Desired documents
+
+    def desired(self, node: str) -> Desired | None:
+        """What the operator wants on a node; None where he leaves that to the node."""
+        row = self._database.execute("SELECT document FROM desired WHERE node = ?", (node,)).fetchone()
+        return Desired.model_validate_json(row[0]) if row else None
+
+    def wanting(self) -> list[str]:
+        """Nodes with a desired document."""
+        return [node for (node,) in self._database.execute("SELECT node FROM desired ORDER BY node")]
+
+    def want(self, node: str, document: Desired) -> None:
+        with self._transaction():
+            self._database.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (node, document.model_dump_json()))
 
     # Commands
 

@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("agent", "converters", "coordinator", "models")
 
+ADDRESSES = "agent.worker.addresses"  # what of a camera's address may be shown: one rule for all
+
 # What each part may import of the project; the longest matching prefix decides.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": ("models",),
@@ -23,7 +25,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "agent/commands/coordinator.py": ("agent", "coordinator"),
     "agent/demo": ("agent", "coordinator", "models"),
     # One MQTT edge and one probe for both ends: a second would be the same code again (docs/decisions.md).
-    "coordinator": ("coordinator", "agent.protocol", "agent.link.mqtt", "agent.link.broker", "agent.gateway.probe"),
+    "coordinator": (
+        "coordinator",
+        "agent.protocol",
+        "agent.link.mqtt",
+        "agent.link.broker",
+        "agent.gateway.probe",
+        "agent.worker.addresses",
+    ),
 }
 
 # Heavy or platform-bound modules and their homes.

@@ -8,19 +8,15 @@ import os
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-DEFAULT_URL = "http://127.0.0.1:8090"
+from agent.commands.fleet_apply import apply_document
+from agent.commands.fleet_client import DEFAULT_URL, FleetError, ask, fleet_client, of_node, safe
+
 POLL_S = 0.3
-
-
-class FleetError(Exception):
-    """The coordinator did not do what was asked; the message says why and what to do."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,6 +35,11 @@ def add_parser(subparsers: Any) -> None:
         "args", nargs="*", default=[], metavar="NAME=VALUE", help="arguments; a value is JSON where it parses as JSON, else text"
     )
     send.add_argument("--deadline", type=float, default=30.0, metavar="SECONDS")
+    apply = actions.add_parser("apply", help="say what models and pipelines nodes are to have, one node after another, and wait for each")
+    apply.add_argument("file", type=Path, help='TOML or JSON: models = ["…"], [[pipelines]] with id, source, model, settings')
+    apply.add_argument("nodes", nargs="*", metavar="NODE")
+    apply.add_argument("--all", action="store_true", help="every node that is online, in the order of their names")
+    apply.add_argument("--deadline", type=float, default=600.0, metavar="SECONDS", help="for one node; 0: do not wait (default: 600)")
     watch = actions.add_parser("watch", help="print events as they come, until interrupted")
     watch.add_argument("--once", action="store_true", help="print the latest events and end")
     parser.set_defaults(run=run)
@@ -46,29 +47,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     console = Console()
-    actions = {"ls": _list, "show": _show, "send": _send, "watch": _watch}
+    actions = {"ls": _list, "show": _show, "send": _send, "apply": apply_document, "watch": _watch}
     try:
-        with _client(arguments.coordinator, arguments.token_file) as client:
+        with fleet_client(arguments.coordinator, arguments.token_file) as client:
             return actions[arguments.action](client, arguments, console)
     except FleetError as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {safe(str(error))}", highlight=False)
         return 1
-
-
-def _client(url: str, token_file: Path | None) -> httpx.Client:
-    try:
-        token = token_file.read_text().strip() if token_file else ""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=url, headers=headers, timeout=10.0, trust_env=False)
-    except (OSError, ValueError) as error:  # an unreadable file, a token that is not ASCII
-        raise FleetError(f"the token cannot be used: {error}; give --token-file FILE") from error
-    except httpx.InvalidURL as error:
-        raise FleetError(f"{url!r} is not a URL: {error}; give --coordinator http://HOST:PORT") from error
-
-
-def safe(text: str) -> str:
-    """What a node or a coordinator says, for a terminal: no control characters, and brackets are no markup."""
-    return escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
 
 
 def parse_arguments(words: list[str]) -> dict[str, Any]:
@@ -85,24 +70,8 @@ def parse_arguments(words: list[str]) -> dict[str, Any]:
     return values
 
 
-def _ask(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
-    try:
-        answer = client.request(method, path, **options)
-    except httpx.HTTPError as error:
-        raise FleetError(f"no coordinator at {client.base_url}: {error}; give --coordinator URL or set HOTSPARE_COORDINATOR") from error
-    try:
-        body = answer.json()
-    except ValueError as error:
-        text = answer.text[:200]
-        raise FleetError(f"{method} {path}: HTTP {answer.status_code}: {text!r}: is {client.base_url} a coordinator?") from error
-    if not answer.is_success:
-        detail = body.get("detail") if isinstance(body, dict) else body
-        raise FleetError(f"{method} {path}: HTTP {answer.status_code}: {detail}")
-    return body
-
-
 def _list(client: httpx.Client, arguments: argparse.Namespace, console: Console) -> int:
-    fleet = _ask(client, "GET", "/fleet")
+    fleet = ask(client, "GET", "/fleet")
     if arguments.json:
         console.print_json(data=fleet)
         return 0
@@ -122,18 +91,18 @@ def _list(client: httpx.Client, arguments: argparse.Namespace, console: Console)
 
 
 def _show(client: httpx.Client, arguments: argparse.Namespace, console: Console) -> int:
-    console.print_json(data=_ask(client, "GET", f"/fleet/{quote(arguments.node, safe='')}"))
+    console.print_json(data=ask(client, "GET", of_node(arguments.node)))
     return 0
 
 
 def _send(client: httpx.Client, arguments: argparse.Namespace, console: Console) -> int:
     body = {"op": arguments.op, "args": parse_arguments(arguments.args), "deadline_s": arguments.deadline}
-    sent = _ask(client, "POST", f"/fleet/{quote(arguments.node, safe='')}/commands", json=body)
+    sent = ask(client, "POST", f"{of_node(arguments.node)}/commands", json=body)
     if not sent["is_sent"]:
         console.print("the coordinator has no broker now; the order waits for it within its deadline", highlight=False)
     last, ends_s = None, time.monotonic() + arguments.deadline + 10  # the coordinator closes it before
     while time.monotonic() < ends_s:
-        command = _ask(client, "GET", f"/commands/{sent['id']}")
+        command = ask(client, "GET", f"/commands/{sent['id']}")
         result = command["result"] or {}
         step = (command["status"], result.get("step"), result.get("progress"))
         if step != last:
@@ -155,7 +124,7 @@ def _send(client: httpx.Client, arguments: argparse.Namespace, console: Console)
 def _watch(client: httpx.Client, arguments: argparse.Namespace, console: Console) -> int:
     after = 0
     while True:
-        for event in _ask(client, "GET", "/events", params={"after": after}):
+        for event in ask(client, "GET", "/events", params={"after": after}):
             after = event["number"]
             data = json.dumps(event.get("data", {}))
             console.print(f"{event['ts']} {event['node']} {event['class']} {data}", highlight=False, markup=False, soft_wrap=True)

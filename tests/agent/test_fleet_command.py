@@ -14,7 +14,8 @@ from subprocess import PIPE
 import anyio
 import pytest
 
-from agent.commands.fleet import FleetError, parse_arguments, safe
+from agent.commands.fleet import parse_arguments
+from agent.commands.fleet_client import FleetError, safe
 from agent.demo.programs import free_port, program
 from tests.agent.link.broker import running_mosquitto
 from tests.coordinator.fleet import NOWHERE, fleet_node, until

@@ -22,7 +22,7 @@ from agent.link.outbox import Outbox
 from agent.link.outcome import Output, Progress
 from agent.link.reports import Reports
 from agent.link.session import Session, SessionSettings, Uplink
-from agent.protocol.messages import Backup, Endpoint, HeartbeatBody, MetaBody, ModelState, StateBody
+from agent.protocol.messages import Backup, Desired, Endpoint, HeartbeatBody, MetaBody, ModelState, StateBody
 from agent.protocol.operations import PingArgs
 from agent.standby import Standby
 from agent.telemetry.generic import boot_clock_s
@@ -54,6 +54,7 @@ class Node:
     name: str
     standby: Standby
     session: Session
+    documents: list[Desired]  # all that came
     _tasks: TaskGroup
 
     @property
@@ -70,9 +71,16 @@ class Node:
 
 @asynccontextmanager
 async def fleet_node(
-    broker: Mosquitto, folder: Path, name: str = "edge-a", *, boot: str = "boot-1", settings: SessionSettings = QUICK, port: int = 8443
+    broker: Mosquitto,
+    folder: Path,
+    name: str = "edge-a",
+    *,
+    boot: str = "boot-1",
+    settings: SessionSettings = QUICK,
+    port: int = 8443,
+    revision: int = 0,
 ) -> AsyncIterator[Node]:
-    """All of a node's link: journal, commands, session, lease; `folder` is its disk."""
+    """All of a node's link: journal, commands, session, lease; `folder` is its disk, `revision` that of the document it has taken."""
     await anyio.Path(folder).mkdir(exist_ok=True)
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(Journal(folder / f"{name}.sqlite", boot))
@@ -102,7 +110,16 @@ async def fleet_node(
             report_fault=events.fault,
         )
         meta = MetaBody(agent="0.1", ops=commands.ops, endpoint=Endpoint(host="127.0.0.1", port=port), backup=Backup(weight=2))
-        state = StateBody(models=(ModelState(name="tiny", status="serving", task="generation"),))
+        tiny = ModelState(name="tiny", status="serving", task="generation")
+        documents: list[Desired] = []
+
+        def state() -> StateBody:
+            latest = max((document.rev for document in documents), default=revision)
+            return StateBody(models=(tiny,), desired_rev=latest, applied_rev=latest)
+
+        def came(document: Desired) -> None:
+            documents.append(document)
+            session.state_changed()
 
         def heard(uplink: Uplink) -> None:
             standby.uplink_changed(broker_is_up=uplink.broker_is_up, coordinator_is_online=uplink.coordinator_is_online)
@@ -113,17 +130,17 @@ async def fleet_node(
             outbox=outbox,
             events=events,
             commands=commands,
-            reports=Reports(standby.standing, lambda: meta, lambda: state, HeartbeatBody),
+            reports=Reports(standby.standing, lambda: meta, state, HeartbeatBody),
             clock=boot_clock_s,
             clock_is_synced=lambda: True,
             on_uplink=heard,
-            on_desired=lambda _desired: None,
+            on_desired=came,
             settings=settings,
         )
         async with anyio.create_task_group() as tasks:
             for part in (standby.run, commands.run, session.run):
                 tasks.start_soon(part)
-            yield Node(name, standby, session, tasks)
+            yield Node(name, standby, session, documents, tasks)
             tasks.cancel_scope.cancel()
 
 

@@ -103,13 +103,13 @@ class House:
         return settings
 
     @asynccontextmanager
-    async def node(self, settings: dict[str, Any]) -> AsyncIterator[Node]:
+    async def node(self, settings: dict[str, Any], environment: Mapping[str, str] | None = None) -> AsyncIterator[Node]:
         name, port = settings["node"]["id"], settings["http"]["port"]
         file, log = self.folder / f"{name}.toml", self.folder / f"{name}.log"
         file.write_text(to_toml(settings))
         command = [sys.executable, "-m", "agent.cli", "run", "--config", str(file)]
         async with (
-            program(command, log, port) as process,
+            program(command, log, port, environment) as process,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60.0, trust_env=False) as client,
         ):
             yield Node(process, client, log)
