@@ -31,10 +31,13 @@ context_tokens = 128
 """
 
 
+pytestmark = pytest.mark.timeout(300)
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench.text", *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
-        timeout=110, check=False,
+        timeout=280, check=False,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tests.stories.house import CHAT, QUESTION, House
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 NEVER_ENDING = {"0": -100, "2": -100}  # the marks that end an answer of this model
-ITEM = {"prompt": "Once upon a time", "max_tokens": 200, "temperature": 1.0, "logit_bias": NEVER_ENDING}
+ITEM = {"prompt": "Once upon a time", "max_tokens": 100, "temperature": 1.0, "logit_bias": NEVER_ENDING}
 
 
 async def test_a_chat_gets_its_first_token_while_a_batch_runs(tmp_path: Path) -> None:
