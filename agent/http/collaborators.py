@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
+from agent.batches.store import BatchStore
 from agent.cameras.record import EventRecord
 from agent.cameras.store import Filter
 from agent.errors import AgentError
@@ -359,6 +360,7 @@ class Services:
     cameras: Cameras | None = None
     sightings: Sightings | None = None
     meant: Callable[[str], Meant] = split_name
+    batches: BatchStore | None = None
 
 
 @dataclass(frozen=True)
@@ -374,6 +376,8 @@ class Limits:
     in_flight: int = 32
     forwarded: int = 256
     batch_items: int = 8  # of all batches, at the same time; the worker's queue has 16 places beside its slots, and chats need some
+    upload_bytes: int = 200 << 20
+    upload_s: float = 600.0
     pictures: int = 4  # each holds up to picture_bytes of memory
     watchers: int = 8
     head_hold_s: float = 10.0

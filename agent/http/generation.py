@@ -13,13 +13,18 @@ from agent.http.outcome import Answered
 from agent.http.requests import SamplingBody
 from agent.http.streams import closing
 
+BATCH_PRIORITY = -1  # chats come first
+
 
 @dataclass(frozen=True)
 class Caller:
     """Whose request it is and how urgent: a batch can wait for chats."""
 
     note: Answered = field(default_factory=Answered)
-    priority: int = 0
+
+    @property
+    def priority(self) -> int:
+        return BATCH_PRIORITY if self.note.can_wait else 0
 
     @property
     def tenant(self) -> str:
