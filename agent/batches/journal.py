@@ -26,25 +26,28 @@ WRITTEN_MAX_BYTES = 256 << 20  # a line of ours is bounded by what an endpoint a
 
 
 class Lines:
-    """The lines of an input file one after another, never more than one in memory. Blocks. `number`: of the last one that was read."""
+    """The lines of an input file one after another, never more than one in memory; those beyond `most` come as one error. Blocks."""
 
-    def __init__(self, file: Path, endpoint: str, most_bytes: int) -> None:
+    def __init__(self, file: Path, endpoint: str, most: int, most_bytes: int) -> None:
         self._stream = file.open("rb")
         self._endpoint = endpoint
+        self._most = most
         self._most_bytes = most_bytes
-        self.number = 0
+        self._number = 0
 
     def next(self) -> Line | LineError | None:
         """None: that was all. Empty lines count as lines and are passed over."""
-        while raw := self._stream.readline(self._most_bytes + 1):
-            self.number += 1
+        while self._number <= self._most and (raw := self._stream.readline(self._most_bytes + 1)):
+            self._number += 1
+            if self._number > self._most:
+                return LineError(code="too_many_lines", message=f"The file has more than {self._most} lines, the limit of this node.")
             if len(raw) > self._most_bytes:
                 while not raw.endswith(b"\n") and (raw := self._stream.readline(self._most_bytes)):
                     pass
                 message = f"This line has more than {self._most_bytes} bytes, the limit of this node."
-                return LineError(code="line_too_long", message=message, line=self.number)
+                return LineError(code="line_too_long", message=message, line=self._number)
             if raw.strip():
-                return read_line(self.number, raw, self._endpoint)
+                return read_line(self._number, raw, self._endpoint)
         return None
 
     def close(self) -> None:

@@ -193,7 +193,7 @@ class BatchRunner:
             lines.close()
 
     def _lines(self, batch: Batch) -> Lines:
-        return Lines(self._store.content(batch.input_file_id), batch.endpoint, self._limits.line_bytes)
+        return Lines(self._store.content(batch.input_file_id), batch.endpoint, self._limits.lines, self._limits.line_bytes)
 
     # ── the disk ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

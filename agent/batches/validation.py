@@ -13,15 +13,10 @@ MOST_ERRORS = 100  # are told; who mends a hundred sees the others
 
 def validate(file: Path, endpoint: str, most_lines: int, line_bytes: int) -> tuple[int, tuple[LineError, ...]]:
     """How many requests the file holds, and what is wrong with it. Raises OSError."""
-    lines, errors, total = Lines(file, endpoint, line_bytes), list[LineError](), 0
+    lines, errors, total = Lines(file, endpoint, most_lines, line_bytes), list[LineError](), 0
     seen: set[bytes] = set()  # digests: 50,000 identifiers may be of 512 characters each
     try:
         for line in lines:
-            if lines.number > most_lines:
-                errors.append(
-                    LineError(code="too_many_lines", message=f"The file has more than {most_lines} lines, the limit of this node.")
-                )
-                break
             if isinstance(line, LineError):
                 errors.append(line)
             else:
