@@ -212,7 +212,7 @@ class _Node:
             async with anyio.create_task_group() as tasks:
                 for part in (server.run, *gateway.parts(), *self._parts(server.port)):
                     tasks.start_soon(part)
-                tasks.start_soon(batches.run, app.ask, services.gate)
+                tasks.start_soon(batches.run, app.ask, services.gate, app.closing)
                 await server.started.wait()
                 logger.info("node %s serves %s", self.settings.node.id, server.url)
                 # Not after MQTT: a node without its network must start too.

@@ -141,12 +141,21 @@ def added(one: Counts, other: Counts) -> Counts:
 
 def pause_s(reply: Reply, attempts: int) -> float | None:
     """Seconds until a line that was asked `attempts` times is asked again, before any jitter; None: this is its answer."""
+    if attempts >= ATTEMPTS.get(_code(reply), 0):
+        return None
+    return min(LONGEST_PAUSE_S, max(reply.retry_s, FIRST_PAUSE_S * 2.0 ** min(max(0, attempts - 1), 10)))
+
+
+def was_lost(reply: Reply) -> bool:
+    """The worker died under this line, by its fault or another's."""
+    return _code(reply) == "worker_lost"
+
+
+def _code(reply: Reply) -> str:
+    """Of an error that may pass; empty for any other answer."""
     if reply.status not in (429, 503, 504):
-        return None
+        return ""
     try:
-        code = json.loads(reply.body)["error"]["code"]
+        return str(json.loads(reply.body)["error"]["code"])
     except (ValueError, KeyError, TypeError):
-        return None
-    if attempts >= ATTEMPTS.get(str(code), 0):
-        return None
-    return min(LONGEST_PAUSE_S, max(reply.retry_s, FIRST_PAUSE_S * 2.0 ** min(attempts - 1, 10)))
+        return ""

@@ -16,7 +16,8 @@ import anyio
 from anyio import CancelScope, to_thread
 
 from agent.batches.journal import Journal, Lines
-from agent.batches.line import Line, Reply, pause_s
+from agent.batches.line import Line, Reply, pause_s, was_lost
+from agent.batches.places import Places
 from agent.batches.record import Batch, LineError, ended, failed, finalizing, validated
 from agent.batches.store import BatchStore
 from agent.batches.validation import validate
@@ -66,7 +67,7 @@ class BatchRunner:
             woken.set()
 
         self._store.on_change = wake
-        places = anyio.Semaphore(self._limits.at_once)
+        places = Places(self._limits.at_once)
         tidied_s = -TIDY_S
         async with anyio.create_task_group() as tasks:
             while True:
@@ -99,7 +100,7 @@ class BatchRunner:
         content = self._store.content(batch.input_file_id)
         check = partial(validate, content, batch.endpoint, self._limits.lines, self._limits.line_bytes)
         try:
-            total, errors = await to_thread.run_sync(check)
+            total, errors = await to_thread.run_sync(check, abandon_on_cancel=True)
         except OSError as error:
             total, errors = 0, (_lost(error),)
         now = int(self._store.clock())
@@ -108,7 +109,7 @@ class BatchRunner:
 
     # ── one batch ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _work(self, identifier: str, places: anyio.Semaphore) -> None:
+    async def _work(self, identifier: str, places: Places) -> None:
         store, batch = self._store, self._store.batches[identifier]
         output, errors = store.content(batch.output_id), store.content(batch.error_id)
         try:
@@ -128,7 +129,7 @@ class BatchRunner:
             store.live.pop(identifier, None)
             store.on_change()
 
-    async def _answer_all(self, batch: Batch, journal: Journal, places: anyio.Semaphore) -> None:
+    async def _answer_all(self, batch: Batch, journal: Journal, places: Places) -> None:
         """Every line that has no answer yet. Raises FileNotFoundError where the input is gone."""
         window, writing = anyio.Semaphore(self._limits.at_once), anyio.Lock()
         lines = await to_thread.run_sync(self._lines, batch)
@@ -156,17 +157,18 @@ class BatchRunner:
         finally:
             lines.close()
 
-    async def _reply(self, batch: Batch, line: Line, places: anyio.Semaphore) -> Reply:
-        attempts = 0
+    async def _reply(self, batch: Batch, line: Line, places: Places) -> Reply:
+        attempts, is_suspect = 0, False
         while True:
-            async with places:
+            async with places.taken(is_alone=is_suspect):
                 while not self._may_run():  # noqa: ASYNC110 - a gate is asked, it tells nobody when it opens
                     await anyio.sleep(GATE_S)
                 reply = await self._ask(batch, line)
-            attempts += 1
+            attempts += self._may_run()  # what fails because the node is ending says nothing
             wait_s = pause_s(reply, attempts)
             if wait_s is None:
                 return reply
+            is_suspect = is_suspect or was_lost(reply)  # a line that kills its worker must not take others with it
             await anyio.sleep(wait_s * (1 + random.random() / 4))
 
     async def _end(self, identifier: str, journal: Journal) -> None:

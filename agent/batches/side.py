@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
+
 from agent.batches.retention import Keep
 from agent.batches.runner import Ask, BatchRunner, RunnerLimits
 from agent.batches.store import BatchStore, StoreLimits
@@ -23,9 +25,13 @@ class BatchSide:
     store: BatchStore
     limits: RunnerLimits
 
-    async def run(self, ask: Ask, gate: Callable[[], Allowed | Refused]) -> None:
-        """Until it is cancelled. While `gate` refuses, lines wait."""
-        await BatchRunner(self.store, ask, lambda: isinstance(gate(), Allowed), self.limits).run()
+    async def run(self, ask: Ask, gate: Callable[[], Allowed | Refused], closing: anyio.Event) -> None:
+        """Until it is cancelled. While `gate` refuses, and once `closing` is set, lines wait."""
+
+        def may_run() -> bool:
+            return not closing.is_set() and isinstance(gate(), Allowed)
+
+        await BatchRunner(self.store, ask, may_run, self.limits).run()
 
 
 def open_batches(settings: BatchSettings, state: Path) -> BatchSide:

@@ -99,24 +99,28 @@ class BatchStore:
         return file if file is not None and owner in ("", file.owner) else None
 
     def using(self, file: str) -> Batch | None:
-        """A batch that reads this file and is not over."""
-        return next((batch for batch in self.batches.values() if batch.input_file_id == file and not batch.is_over), None)
+        """A batch that reads or writes this file and is not over."""
+        return next((batch for batch in self.unfinished() if file in (batch.input_file_id, batch.output_id, batch.error_id)), None)
 
     async def begin_upload(self) -> Path:
         """An empty file to write into; `add` or `drop_upload` it. Raises NoRoom."""
         return await to_thread.run_sync(self._new_upload)
 
-    async def room_for(self, more_bytes: int) -> None:
-        """Let the oldest files go that are in no use, if there must be. Raises NoRoom."""
-        keep = self.limits.keep
-        await self.tidy(more_bytes)
-        taken = taken_bytes(self.files.values())
+    async def may_come(self, more_bytes: int) -> None:
+        """Whether there would be room for so much if all went that may go. Raises NoRoom."""
+        used = in_use(self.batches.values())
+        taken, keep = taken_bytes(file for file in self.files.values() if file.id in used), self.limits.keep
         if taken + more_bytes > keep.total_bytes:
             raise NoRoom(
                 f"files of batches that are not over take {taken >> 20} of {keep.total_bytes >> 20} MB (batches.budget_mb); wait for those "
                 "batches, cancel one, or raise the budget"
             )
         await self.room_on_disk(more_bytes)
+
+    async def _room_for(self, more_bytes: int) -> None:
+        """Let the oldest files go that are in no use, if there must be. Raises NoRoom."""
+        await self.may_come(more_bytes)
+        await self.tidy(more_bytes)
 
     async def room_on_disk(self, more_bytes: int) -> None:
         """Raises NoRoom."""
@@ -130,7 +134,7 @@ class BatchStore:
         """Make an upload of `size` bytes a file. Raises NoRoom; then it is gone."""
         now = int(self.clock())
         try:
-            await self.room_for(size)
+            await self._room_for(size)
             file = FileRecord(
                 id=new_id("file-"), owner=owner, filename=filename, purpose="batch", bytes=size, created_at=now, expires_at=now + expires_s
             )

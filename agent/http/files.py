@@ -66,7 +66,9 @@ def router(context: Context) -> APIRouter:
         store = store_of(context)
         one = known(store, identifier, request)
         if (batch := store.using(one.id)) is not None:
-            raise ApiError(409, f"{one.id} is being read by {batch.id}; cancel that first, or wait for its end", code="file_in_use")
+            raise ApiError(
+                409, f"{one.id} belongs to {batch.id}, which is not over; cancel that first, or wait for its end", code="file_in_use"
+            )
         try:
             await store.delete(one.id)
         except OSError as error:
@@ -84,7 +86,7 @@ def router(context: Context) -> APIRouter:
 async def _uploaded(store: BatchStore, request: Request) -> FileRecord:
     """Raises ApiError, NoRoom, and what reading the body raises; nothing is left of the file then."""
     length = request.headers.get("content-length", "0")
-    await store.room_for(int(length) if length.isascii() and length.isdigit() else 0)
+    await store.may_come(int(length) if length.isascii() and length.isdigit() else 0)
     upload = await store.begin_upload()
     try:
         form = await read_form(request, upload, store.room_on_disk, store.limits.file_bytes)

@@ -94,4 +94,5 @@ def test_which_answers_are_asked_for_again() -> None:
     assert pause_s(reply(429, "busy", 7), 1) == 7
     assert pause_s(reply(503, "not_ready"), 10_000) == 60
     assert [pause_s(reply(503, "worker_lost"), attempts) is None for attempts in (1, 2, 3)] == [False, False, True]
+    assert pause_s(reply(503, "worker_lost"), 0) is not None, "it failed while the node was ending"
     assert pause_s(Reply(503, b"no json", "r"), 1) is None

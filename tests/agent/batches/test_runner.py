@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
@@ -47,8 +48,12 @@ class Desk:
             self.running -= 1
 
 
+class Asked(Protocol):
+    async def ask(self, batch: Batch, line: Line) -> Reply: ...
+
+
 @asynccontextmanager
-async def running(store: BatchStore, desk: Desk, at_once: int = 4, may_run: Callable[[], bool] = lambda: True) -> AsyncIterator[None]:
+async def running(store: BatchStore, desk: Asked, at_once: int = 4, may_run: Callable[[], bool] = lambda: True) -> AsyncIterator[None]:
     """Leaving it is what the end of the daemon does."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(BatchRunner(store, desk.ask, may_run, RunnerLimits(at_once=at_once), tick_s=0.01).run)
@@ -182,6 +187,52 @@ async def test_a_full_disk_is_waited_for_and_no_answer_is_lost(tmp_path: Path, c
         await until(is_over(store, batch))
     assert store.batches[batch.id].counts.completed == 20
     assert len(desk.asked) == 20
+
+
+@dataclass
+class Fragile:
+    """A desk whose worker dies of the words `poison`, and with it whatever is asked at the time."""
+
+    deaths: int = 0
+    present: list[str] = field(default_factory=list)
+
+    async def ask(self, batch: Batch, line: Line) -> Reply:
+        deaths = self.deaths
+        self.present.append(line.custom_id)
+        await anyio.sleep(0.02)
+        if b'"poison"' in line.body:
+            self.deaths += 1
+        self.present.remove(line.custom_id)
+        return Reply(503, b'{"error": {"code": "worker_lost"}}', "r") if self.deaths > deaths else Reply(200, GOOD, "r")
+
+
+async def test_a_line_that_kills_its_worker_takes_no_other_with_it(tmp_path: Path) -> None:
+    store, desk = opened(tmp_path), Fragile()
+    batch = await ordered(store, jsonl([request(f"c{number}", "poison" if number in (3, 9) else "x") for number in range(16)]))
+    async with running(store, desk):
+        await until(is_over(store, batch))
+    assert [line["custom_id"] for line in read(store, batch.error_id)] == ["c3", "c9"]
+    assert store.batches[batch.id].counts.completed == 14
+    assert desk.deaths == 6, "each was tried three times"
+
+
+async def test_what_fails_because_the_node_ends_is_no_answer(tmp_path: Path) -> None:
+    store, asked, is_open = opened(tmp_path), list[str](), True
+
+    class Ending:
+        async def ask(self, batch: Batch, line: Line) -> Reply:
+            nonlocal is_open
+            asked.append(line.custom_id)
+            is_open = False
+            return Reply(503, b'{"error": {"code": "worker_lost"}}', "r")
+
+    batch = await ordered(store, jsonl([request("a")]))
+    async with running(store, Ending(), may_run=lambda: is_open):
+        for _ in range(5):
+            is_open = True
+            seen = len(asked)
+            await until(lambda seen=seen: len(asked) > seen)  # type: ignore[misc]
+    assert not answers(store, batch)
 
 
 SLOW_NODE = """
