@@ -33,6 +33,10 @@ AT_THE_SAME_TIME = 4  # batches, each of another owner: who sends the second wai
 DISK_S = (0.5, 30.0)
 
 
+class InputLost(Exception):
+    """The input of a batch cannot be read any more."""
+
+
 class Ask(Protocol):
     """Answers one line of a batch on its endpoint."""
 
@@ -102,7 +106,7 @@ class BatchRunner:
         try:
             total, errors = await to_thread.run_sync(check, abandon_on_cancel=True)
         except OSError as error:
-            total, errors = 0, (_lost(error),)
+            total, errors = 0, (_lost(InputLost(error.strerror)),)
         now = int(self._store.clock())
         becomes = partial(failed, errors=errors, now=now) if errors else partial(validated, total=total, now=now)
         await self._change(batch.id, becomes)
@@ -122,7 +126,7 @@ class BatchRunner:
             finally:
                 with CancelScope(shield=True):
                     await to_thread.run_sync(journal.close)
-        except FileNotFoundError as error:
+        except InputLost as error:
             await self._change(identifier, partial(failed, errors=(_lost(error),), now=int(store.clock())))
         finally:
             del self._running[identifier]
@@ -130,12 +134,15 @@ class BatchRunner:
             store.on_change()
 
     async def _answer_all(self, batch: Batch, journal: Journal, places: Places) -> None:
-        """Every line that has no answer yet. Raises FileNotFoundError where the input is gone."""
+        """Every line that has no answer yet. Raises InputLost."""
         window, writing = anyio.Semaphore(self._limits.at_once), anyio.Lock()
         lines = await to_thread.run_sync(self._lines, batch)
 
-        def next_line() -> Line | None:
-            return next((line for line in lines if isinstance(line, Line) and not journal.is_done(line.number)), None)
+        def next_line() -> Line | OSError | None:
+            try:
+                return next((line for line in lines if isinstance(line, Line) and not journal.is_done(line.number)), None)
+            except OSError as error:
+                return error
 
         async def answer(line: Line) -> None:
             try:
@@ -151,11 +158,13 @@ class BatchRunner:
                 while True:
                     await window.acquire()  # so many lines are in memory, not more
                     line = await to_thread.run_sync(next_line)
-                    if line is None:
+                    if not isinstance(line, Line):
                         break
                     tasks.start_soon(answer, line)
         finally:
             lines.close()
+        if isinstance(line, OSError):
+            raise InputLost(line.strerror) from line
 
     async def _reply(self, batch: Batch, line: Line, places: Places) -> Reply:
         attempts, is_suspect = 0, False
@@ -195,7 +204,11 @@ class BatchRunner:
             lines.close()
 
     def _lines(self, batch: Batch) -> Lines:
-        return Lines(self._store.content(batch.input_file_id), batch.endpoint, self._limits.lines, self._limits.line_bytes)
+        """Raises InputLost."""
+        try:
+            return Lines(self._store.content(batch.input_file_id), batch.endpoint, self._limits.lines, self._limits.line_bytes)
+        except OSError as error:
+            raise InputLost(error.strerror) from error
 
     # ── the disk ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -203,14 +216,12 @@ class BatchRunner:
         await self._until_written(identifier, partial(self._store.change, identifier, transition))
 
     async def _until_written(self, what: str, call: Callable[[], Awaitable[Result]]) -> Result:
-        """A full disk is waited for: what is on it stays, and the answer in hand is not thrown away. Raises FileNotFoundError."""
-        pause_s, most_s = DISK_S
+        """A full disk is waited for: what is on it stays, and the answer in hand is not thrown away."""
+        wait_s, most_s = DISK_S
         has_told = False
         while True:
             try:
                 result = await call()
-            except FileNotFoundError:
-                raise
             except OSError as error:
                 if not has_told:
                     logger.warning("batches wait for the disk (%s): %s; make room in the state folder", what, error.strerror)
@@ -219,9 +230,9 @@ class BatchRunner:
                 if has_told:
                     logger.info("batches go on: the disk takes them again (%s)", what)
                 return result
-            await anyio.sleep(pause_s)
-            pause_s = min(most_s, 2 * pause_s)
+            await anyio.sleep(wait_s)
+            wait_s = min(most_s, 2 * wait_s)
 
 
-def _lost(error: OSError) -> LineError:
-    return LineError(code="input_file_lost", message=f"The input file cannot be read on this node: {error.strerror}.")
+def _lost(error: InputLost) -> LineError:
+    return LineError(code="input_file_lost", message=f"The input file cannot be read on this node: {error}.")

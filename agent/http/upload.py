@@ -120,7 +120,7 @@ async def read_form(request: Request, target: Path, has_room: Callable[[int], Aw
         try:
             parser = MultipartParser(boundary, reader.callbacks())
             async for chunk in request.stream():
-                await to_thread.run_sync(parser.write, chunk) if len(chunk) > PIECE_BYTES else parser.write(chunk)
+                parser.write(chunk)
                 if reader.form.size > most_bytes:
                     raise ApiError(413, f"the file is over the limit of {most_bytes} bytes; send it in parts", code="request_too_large")
                 await _write(stream, reader.take(PIECE_BYTES), has_room)

@@ -211,7 +211,7 @@ async def test_a_line_that_kills_its_worker_takes_no_other_with_it(tmp_path: Pat
     batch = await ordered(store, jsonl([request(f"c{number}", "poison" if number in (3, 9) else "x") for number in range(16)]))
     async with running(store, desk):
         await until(is_over(store, batch))
-    assert [line["custom_id"] for line in read(store, batch.error_id)] == ["c3", "c9"]
+    assert sorted(line["custom_id"] for line in read(store, batch.error_id)) == ["c3", "c9"]
     assert store.batches[batch.id].counts.completed == 14
     assert desk.deaths == 6, "each was tried three times"
 

@@ -95,6 +95,17 @@ async def test_lines_and_the_items_of_batches_share_their_places(house: House) -
         tasks.cancel_scope.cancel()
 
 
+async def test_a_line_takes_one_place_whatever_it_asks_for(house: House) -> None:
+    app = house.app()
+    house.text.pace_s = 0.01
+    reply, body = await asked(app, "a b", n=4)
+    assert (reply.status, len(body["choices"])) == (200, 4)
+    batch = BATCH.model_copy(update={"endpoint": "/v1/completions"})
+    reply = await app.ask(batch, Line(1, "a", json.dumps({"model": "parrot", "prompt": [f"p{n}" for n in range(32)]}).encode()))
+    assert [choice["text"] for choice in json.loads(reply.body)["choices"]] == [f"p{n}" for n in range(32)]
+    assert house.text.most_running == 1
+
+
 async def test_a_key_pays_for_the_tokens_of_its_lines(house: House) -> None:
     house.keys = {ONE: KeyRules(tokens_per_minute=10, requests_per_minute=1), TWO: KeyRules()}
     app = house.app()
