@@ -344,6 +344,7 @@ class Services:
 
     `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended,
     `sla` reports what that came to. `meant` reads a client's name of a model; an unknown one stands for itself.
+    `batches` None: no files are kept here.
     """
 
     node_id: str
