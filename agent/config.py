@@ -159,6 +159,22 @@ class CacheSettings(Slice):
     is_shared: bool = False
 
 
+class BatchSettings(Slice):
+    """Files of requests (`/v1/files`, `/v1/batches`), kept in the state folder: the oldest that no batch uses goes first when something is
+    older than `keep_days`, or when all of them take more than `budget_mb`. `keep_free_mb` of the disk are left to the rest of the node.
+
+    file_mb, lines   the largest file, and the requests of one
+    at_once          requests that are asked at the same time, of all batches together
+    """
+
+    file_mb: float = Field(default=200.0, gt=0, le=4096)
+    lines: int = Field(default=50_000, ge=1, le=1_000_000)
+    budget_mb: float = Field(default=1024.0, gt=0)
+    keep_free_mb: float = Field(default=512.0, ge=0)
+    keep_days: float = Field(default=30.0, gt=0, le=365)
+    at_once: int = Field(default=4, ge=1, le=64)
+
+
 class WorkerSettings(Slice):
     """`python` is the interpreter that has the device's runtime: on JetPack the system's, since only that one has TensorRT."""
 
@@ -271,6 +287,7 @@ class Settings(BaseSettings):
     primary: PrimarySettings = PrimarySettings()
     gateway: GatewaySettings = GatewaySettings()
     cache: CacheSettings = CacheSettings()
+    batches: BatchSettings = BatchSettings()
     worker: WorkerSettings = WorkerSettings()
     models: ModelSettings = ModelSettings()
     convert: ConvertSettings = ConvertSettings()

@@ -17,6 +17,7 @@ from anyio import to_thread
 from prometheus_client import CollectorRegistry
 
 from agent.announcements import Announcements
+from agent.batches.side import BatchSide, open_batches
 from agent.cameras.commands import camera_handlers
 from agent.cameras.configured import configured
 from agent.cameras.side import CameraSide
@@ -38,8 +39,8 @@ from agent.http.demo import RemoteSwitch
 from agent.http.keys import KeysFile
 from agent.http.server import HttpServer, bind
 from agent.known_models import KnownModels
-from agent.link.broker import Broker
 from agent.link.commands import Commands
+from agent.link.configured import configured_broker
 from agent.link.events import Events
 from agent.link.journal import Journal
 from agent.link.outbox import Outbox
@@ -101,6 +102,7 @@ async def run_node(settings: Settings, file: Path | None = None) -> int:
             outbox = stack.enter_context(Outbox(state / "outbox.sqlite", journal.boot))
             sightings = stack.enter_context(EventStore(state / "cameras.sqlite"))
             desired = DesiredState(configured(settings), state)
+            batches = await to_thread.run_sync(open_batches, settings.batches, state)
             listener = stack.enter_context(closing(bind(settings.http.host, settings.http.port)))
         except (StoreError, LinkStoreError, OSError) as error:
             raise StartError(str(error)) from error
@@ -110,7 +112,7 @@ async def run_node(settings: Settings, file: Path | None = None) -> int:
             if file is not None:
                 node.cameras.follow(file, settings, lambda read: checked(read, known.catalog), desired)
             demo = await connections.enter_async_context(RemoteSwitch(settings.demo.switch_url)) if settings.demo.switch_url else None
-            await node.run(listener, keys, demo)
+            await node.run(listener, keys, demo, batches)
     return 0
 
 
@@ -182,7 +184,7 @@ class _Node:
             url = partial(page_url, lambda: self._view.endpoint)
             self.cameras.broadcast_to(settings.node.id, self._events, self._session, settings.home_assistant, url)
 
-    async def run(self, listener: socket.socket, keys: KeysFile | None, demo: RemoteSwitch | None) -> None:
+    async def run(self, listener: socket.socket, keys: KeysFile | None, demo: RemoteSwitch | None, batches: BatchSide) -> None:
         text = TextService(self._served.resolve, Warmth(self._reconciler, self._workers["text"]))
         gateway = GatewaySide(self.settings, text, self._served, partial(self._history.add, "gateway"))
         services = Services(
@@ -197,9 +199,12 @@ class _Node:
             cameras=self.cameras.orders,
             sightings=self.cameras.keeper,
             meant=self._served.meant,
+            batches=batches.store,
         )
-        limits = Limits(in_flight=self.settings.http.in_flight, forwarded=self.settings.http.forwarded)
-        app = create_app(gateway.before(services), CollectorRegistry(), limits)
+        http = self.settings.http
+        limits = Limits(in_flight=http.in_flight, forwarded=http.forwarded, upload_bytes=batches.store.limits.file_bytes)
+        services = gateway.before(services)
+        app = create_app(services, CollectorRegistry(), limits)
         self._in_flight = lambda: app.in_flight.count
         server = HttpServer(app.asgi, listener, limits, stop_s=DRAIN_S, closing=app.closing)
         self._view.endpoint = configured_endpoint(self.settings, server.port)
@@ -208,6 +213,7 @@ class _Node:
             async with anyio.create_task_group() as tasks:
                 for part in (server.run, *gateway.parts(), *self._parts(server.port)):
                     tasks.start_soon(part)
+                tasks.start_soon(batches.run, app.ask, services.gate, app.closing)
                 await server.started.wait()
                 logger.info("node %s serves %s", self.settings.node.id, server.url)
                 # Not after MQTT: a node without its network must start too.
@@ -274,16 +280,6 @@ class _Node:
 
     def _make_session(self, journal: Journal, outbox: Outbox) -> Session:
         mqtt = self.settings.mqtt
-        broker = Broker(
-            mqtt.host,
-            mqtt.port,
-            client_id=self.settings.node.id,
-            username=mqtt.username or None,
-            password_file=mqtt.password_file,
-            ca_file=mqtt.ca,
-            certificate_file=mqtt.certificate,
-            key_file=mqtt.key,
-        )
         reports = Reports(
             standing=self._standby.standing,
             meta=lambda: self._view.meta(self._commands.ops),
@@ -291,7 +287,7 @@ class _Node:
             heartbeat=lambda: self._reading.heartbeat(HttpLoad(inflight=self._in_flight())),
         )
         return Session(
-            broker=broker,
+            broker=configured_broker(self.settings),
             journal=journal,
             outbox=outbox,
             events=self._events,

@@ -20,7 +20,9 @@ ANSWERED = {
     for prefix in PREFIXES
     for path, key in (("/chat/completions", "choices"), ("/completions", "choices"), ("/responses", "output"), ("/embeddings", "data"))
 }
-OURS = frozenset(prefix + path for prefix in PREFIXES for path in ("/batch", "/classify", "/detect", "/rerank", "/models"))
+OURS = ("/batch", "/classify", "/detect", "/rerank", "/models", "/files", "/batches")
+OURS_EXACTLY = frozenset(prefix + path for prefix in PREFIXES for path in OURS)
+OURS_BELOW = tuple(f"{prefix}{path}/" for prefix in PREFIXES for path in ("/models", "/files", "/batches"))
 PASSED = ("/v1/", "/beta/", "/anthropic/", "/user/")
 
 
@@ -28,7 +30,7 @@ def destination(method: str, path: str) -> Literal["answered", "passed", "here"]
     """`answered` by the primary or by this node, `passed` on to the primary or nowhere, or `here` whatever the primary does."""
     if method == "POST" and path in ANSWERED:
         return "answered"
-    is_ours = path in OURS or any(path.startswith(f"{prefix}/models/") for prefix in PREFIXES)
+    is_ours = path in OURS_EXACTLY or path.startswith(OURS_BELOW)
     return "passed" if path.startswith(PASSED) and not is_ours and PATH.match(path) else "here"
 
 

@@ -53,6 +53,15 @@ class Allowances:
         self._holders: dict[bytes, _Holder] = {}
 
     def enter(self, digest: bytes, keys: Keys) -> None:
+        holder = self._holder(digest, keys)
+        if problem := _problem(holder):
+            raise problem
+        if holder.rules.requests_per_minute:
+            holder.requests = holder.requests.less(1)
+        holder.running += 1
+
+    def _holder(self, digest: bytes, keys: Keys) -> _Holder:
+        """By the rules of now, with its buckets filled."""
         rules, now_s = keys[digest], self._clock()
         holder = self._holders.get(digest)
         if holder is None or holder.rules != rules:  # new limits begin with a full bucket
@@ -62,15 +71,20 @@ class Allowances:
             self._holders[digest] = holder
         holder.requests = holder.requests.filled(rules.requests_per_minute, now_s)
         holder.tokens = holder.tokens.filled(rules.tokens_per_minute, now_s)
-        if problem := _problem(holder):
-            raise problem
-        if rules.requests_per_minute:
-            holder.requests = holder.requests.less(1)
-        holder.running += 1
+        return holder
 
     def leave(self, digest: bytes, tokens: int) -> None:
+        self._holders[digest].running -= 1
+        self.pay(digest, tokens)
+
+    def overdrawn_s(self, digest: bytes, keys: Keys) -> float:
+        """Until a key may use tokens again; 0: now. For what is no request of its own: the line of a batch."""
+        holder = self._holder(digest, keys)
+        return holder.tokens.wait_s(1, holder.rules.tokens_per_minute) if holder.rules.tokens_per_minute else 0.0
+
+    def pay(self, digest: bytes, tokens: int) -> None:
+        """For a key that was let in, or was not overdrawn."""
         holder = self._holders[digest]
-        holder.running -= 1
         if holder.rules.tokens_per_minute:
             holder.tokens = holder.tokens.less(tokens)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -20,18 +19,17 @@ from agent.http.outcome import answered
 from agent.http.requests import BatchItem, BatchRequest
 from agent.http.streams import all_of, unless_left
 
-BATCH_PRIORITY = -1  # chats come first
-
 
 def router(context: Context) -> APIRouter:
     routes = APIRouter()
-    places = anyio.CapacityLimiter(context.limits.batch_items)
 
     async def batch(body: BatchRequest, request: Request) -> Response:
         """Run the items side by side, as many at a time as leave room for chats in the worker's queue."""
         model = context.model_or_default(body.model, "generation")
-        caller = Caller(answered(request.scope), BATCH_PRIORITY)
-        calls = [partial(_answer, context, places, caller, model, index, raw) for index, raw in enumerate(body.requests)]
+        note = answered(request.scope)
+        note.can_wait = True
+        caller = Caller(note)
+        calls = [partial(_answer, context, caller, model, index, raw) for index, raw in enumerate(body.requests)]
         items = await unless_left(request, lambda: all_of(*calls), context.limits.answer_s)
         usages = [item["usage"] for item in items if "usage" in item]
         return JSONResponse({
@@ -47,9 +45,7 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-async def _answer(
-    context: Context, places: anyio.CapacityLimiter, caller: Caller, default_model: str, index: int, raw: Any
-) -> dict[str, Any]:
+async def _answer(context: Context, caller: Caller, default_model: str, index: int, raw: Any) -> dict[str, Any]:
     try:
         item = BatchItem.model_validate(raw)
         model = item.model or default_model
@@ -65,7 +61,7 @@ async def _answer(
             return jobs_of([prompt], 1, sampling, caller)[0]
 
         job = await anyio.to_thread.run_sync(job_of_item)
-        async with places:
+        async with context.places:
             choice = await complete(text, context.metrics, meant.model, job)
     except ValidationError as error:
         faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]

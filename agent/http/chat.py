@@ -14,7 +14,7 @@ from starlette.responses import Response
 from agent.http.collaborators import Meant, TextDelta, TextService, TokenLogprob, Usage
 from agent.http.context import Context, add_post, new_id, now_s
 from agent.http.errors import unsupported
-from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete, follow, jobs_of, sampling_of, usage_of
+from agent.http.generation import Caller, Choice, Job, chat_logprobs, complete_all, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.reply import Call, Reply, Said
 from agent.http.requests import ChatRequest
@@ -46,8 +46,7 @@ def router(context: Context) -> APIRouter:
             return EventStream(partial(_stream, context, body, turn), context.limits, context.metrics.disconnects.inc)
 
         async def whole(emit: Emit) -> None:
-            calls = [partial(complete, text, context.metrics, turn.model, job) for job in turn.jobs]
-            await emit(_answer(body, turn, await all_of(*calls)))
+            await emit(_answer(body, turn, await complete_all(text, context.metrics, turn.model, turn.jobs)))
 
         return EventStream(whole, context.limits, context.metrics.disconnects.inc, WHOLE)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.types import ASGIApp
 
+from agent.batches.store import BatchStore
 from agent.cameras.record import EventRecord
 from agent.cameras.store import Filter
 from agent.errors import AgentError
@@ -343,6 +344,7 @@ class Services:
 
     `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended,
     `sla` reports what that came to. `meant` reads a client's name of a model; an unknown one stands for itself.
+    `batches` None: no files are kept here.
     """
 
     node_id: str
@@ -359,6 +361,7 @@ class Services:
     cameras: Cameras | None = None
     sightings: Sightings | None = None
     meant: Callable[[str], Meant] = split_name
+    batches: BatchStore | None = None
 
 
 @dataclass(frozen=True)
@@ -374,6 +377,8 @@ class Limits:
     in_flight: int = 32
     forwarded: int = 256
     batch_items: int = 8  # of all batches, at the same time; the worker's queue has 16 places beside its slots, and chats need some
+    upload_bytes: int = 200 << 20
+    upload_s: float = 600.0
     pictures: int = 4  # each holds up to picture_bytes of memory
     watchers: int = 8
     head_hold_s: float = 10.0

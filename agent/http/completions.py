@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from agent.http.collaborators import TextDelta, Usage
 from agent.http.context import Context, add_post, new_id, now_s
-from agent.http.generation import Caller, Choice, Job, complete, completion_logprobs, follow, jobs_of, sampling_of, usage_of
+from agent.http.generation import Caller, Choice, Job, complete_all, completion_logprobs, follow, jobs_of, sampling_of, usage_of
 from agent.http.outcome import answered
 from agent.http.requests import CompletionRequest
 from agent.http.streams import WHOLE, Emit, EventStream, all_of
@@ -43,8 +43,7 @@ def router(context: Context) -> APIRouter:
             return EventStream(partial(_stream, context, body, model, jobs, len(asked)), context.limits, context.metrics.disconnects.inc)
 
         async def whole(emit: Emit) -> None:
-            calls = [partial(complete, text, context.metrics, model, job) for job in jobs]
-            await emit(_answer(body, await all_of(*calls), len(asked)))
+            await emit(_answer(body, await complete_all(text, context.metrics, model, jobs), len(asked)))
 
         return EventStream(whole, context.limits, context.metrics.disconnects.inc, WHOLE)
 

@@ -19,11 +19,13 @@ from agent.protocol.wire import wire_now
 
 @dataclass(frozen=True)
 class Context:
-    """`closing` is set when the server stops: streams without an end of their own end then."""
+    """`closing` is set when the server stops: streams without an end of their own end then. `places`: for what batches ask of the models at
+    the same time, all of them together."""
 
     services: Services
     limits: Limits
     metrics: Metrics
+    places: anyio.CapacityLimiter
     closing: anyio.Event = field(default_factory=anyio.Event)
 
     def text(self) -> TextService:
@@ -56,6 +58,10 @@ def now_s() -> int:
 
 
 def add_post(router: APIRouter, path: str, endpoint: Callable[..., Any]) -> None:
+    add_route(router, "POST", path, endpoint)
+
+
+def add_route(router: APIRouter, method: str, path: str, endpoint: Callable[..., Any]) -> None:
     """Serve `path` at every base URL that clients of OpenAI and DeepSeek use."""
     for prefix in PREFIXES:
-        router.add_api_route(prefix + path, endpoint, methods=["POST"], response_model=None, include_in_schema=prefix == "/v1")
+        router.add_api_route(prefix + path, endpoint, methods=[method], response_model=None, include_in_schema=prefix == "/v1")

@@ -22,24 +22,34 @@ from agent.http.in_flight import InFlight, too_many
 from agent.http.keys import Keys
 from agent.http.metrics import Metrics
 from agent.http.outcome import Outcome, answered
-from agent.http.paths import INFERENCE, OPEN_WITHOUT_KEY, is_inference
+from agent.http.paths import FILES, INFERENCE, OPEN_WITHOUT_KEY, is_inference
 from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
 
 DEADLINE = re.compile(r"^\d{1,6}(\.\d{1,6})?$")
+FORM_BYTES = 64 << 10  # of an upload beside its file
 
 
 class Front:
     """`in_flight`: all inference requests; `here`: those of them that this node answers itself."""
 
-    def __init__(self, app: ASGIApp, services: Services, limits: Limits, metrics: Metrics, in_flight: InFlight, here: InFlight) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        services: Services,
+        limits: Limits,
+        metrics: Metrics,
+        in_flight: InFlight,
+        here: InFlight,
+        allowances: Allowances,
+    ) -> None:
         self._app = app
         self._services = services
         self._limits = limits
         self._metrics = metrics
         self._in_flight = in_flight
-        self._allowances = Allowances(time.monotonic)
+        self._allowances = allowances
         self._here = here
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,10 +107,11 @@ class Front:
             answered(scope).is_counted = is_asked and problem.status_code == 429
             await answer_of(problem, scope)(scope, receive, send)
             return
+        digest = _key_digest(scope) if keys else b""
+        answered(scope).key = digest.hex()
         if not keys or scope["method"] != "POST":
             await self._admitted(scope, receive, send, is_asked)
             return
-        digest = _key_digest(scope)
         try:
             self._allowances.enter(digest, keys)
         except ApiError as error:
@@ -128,8 +139,8 @@ class Front:
 
     def _tenant(self, scope: Scope) -> str:
         """Who shares the models fairly: the holders of keys, or where none are asked for, addresses."""
-        if self._services.keys():
-            return _key_digest(scope).hex()[:16]
+        if key := answered(scope).key:
+            return tenant_of(key)
         host, _ = scope.get("client") or ("", 0)
         return str(host)
 
@@ -149,12 +160,15 @@ class Front:
         return too_large(limit) if length.isascii() and length.isdigit() and int(length[:20]) > limit else None
 
     def _body_limit(self, scope: Scope) -> int:
+        if scope["path"] in FILES:
+            return self._limits.upload_bytes + FORM_BYTES
         return self._limits.picture_bytes if scope["path"].endswith("/detect") else self._limits.json_bytes
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` that raises ApiError when the body is too long or too slow."""
         limit, read_bytes, is_complete = self._body_limit(scope), 0, False
-        ends_at_s = time.monotonic() + self._limits.body_s
+        within_s = self._limits.upload_s if scope["path"] in FILES else self._limits.body_s
+        ends_at_s = time.monotonic() + within_s
 
         async def next_message() -> Message:
             nonlocal read_bytes, is_complete
@@ -163,7 +177,7 @@ class Front:
             with anyio.move_on_after(max(0.0, ends_at_s - time.monotonic())) as slow:
                 message = await receive()
             if slow.cancelled_caught:
-                raise ApiError(408, f"the body did not arrive within {self._limits.body_s:g} s", code="request_timeout")
+                raise ApiError(408, f"the body did not arrive within {within_s:g} s", code="request_timeout")
             read_bytes += len(message.get("body", b""))
             if read_bytes > limit:
                 raise too_large(limit)
@@ -205,6 +219,11 @@ def _key_digest(scope: Scope) -> bytes:
     if scheme.lower() != "bearer":
         key = headers.get("x-api-key", "")
     return hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+
+
+def tenant_of(key: str) -> str:
+    """What stands for a key where it must only be told from others."""
+    return key[:16]
 
 
 def too_large(limit: int) -> ApiError:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from agent.http.collaborators import Sampling, TextDelta, TextService, TokenLogprob, Usage
 from agent.http.metrics import Metrics
 from agent.http.outcome import Answered
 from agent.http.requests import SamplingBody
-from agent.http.streams import closing
+from agent.http.streams import all_of, closing
+
+BATCH_PRIORITY = -1  # chats come first
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,10 @@ class Caller:
     """Whose request it is and how urgent: a batch can wait for chats."""
 
     note: Answered = field(default_factory=Answered)
-    priority: int = 0
+
+    @property
+    def priority(self) -> int:
+        return BATCH_PRIORITY if self.note.can_wait else 0
 
     @property
     def tenant(self) -> str:
@@ -117,6 +123,15 @@ async def complete(text: TextService, metrics: Metrics, model: str, job: Job) ->
 
     usage = await follow(text, metrics, model, job, keep)
     return Choice(job.index, "".join(pieces), finish, tuple(logprobs), usage)
+
+
+async def complete_all(text: TextService, metrics: Metrics, model: str, jobs: Sequence[Job]) -> list[Choice]:
+    """The whole answers of several jobs of one request: side by side, or, of a line of a batch, one after another, so that it never takes
+    more than one place. Raises AgentError."""
+    calls = [partial(complete, text, metrics, model, job) for job in jobs]
+    if any(job.note.can_wait for job in jobs):
+        return [await call() for call in calls]
+    return await all_of(*calls)
 
 
 def usage_of(usages: Sequence[Usage], prompts: int) -> dict[str, Any]:

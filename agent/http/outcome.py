@@ -20,6 +20,7 @@ class Answered:
     `is_counted`: it got as far as being answered, so that its outcome says something of the service. `cloud_calls`: requests sent to the
     primary for this one; `cause`: why it did not answer, in the words of its class. `tenant`: whose request it is.
     `tokens`: read and written for it, which its key pays for. `ends_s`: when the client stops waiting, on the monotonic clock.
+    `key`: SHA-256 of the API key that it came with, in hex; empty where none is asked for. `can_wait`: it is part of a batch.
     """
 
     backend: Backend = "local"
@@ -30,6 +31,8 @@ class Answered:
     tenant: str = ""
     tokens: int = 0
     ends_s: float = math.inf
+    key: str = ""
+    can_wait: bool = False
 
     def left_s(self, most_s: float) -> float:
         """Seconds until the client wants its answer, `most_s` at most; never none, so that what is late ends as such."""

@@ -10,6 +10,7 @@ INFERENCE = frozenset(
     for prefix in PREFIXES
     for path in ("/chat/completions", "/completions", "/responses", "/embeddings", "/rerank", "/batch", "/classify", "/detect")
 )
+FILES = frozenset(prefix + "/files" for prefix in PREFIXES)
 OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ class EventStream(Response):
 
     async def _deliver(self, inbox: MemoryObjectReceiveStream[bytes | ApiError], scope: Scope, receive: Receive, send: Send) -> None:
         has_head = False
-        wait_s = self._limits.head_hold_s
+        wait_s = math.inf if answered(scope).can_wait else self._limits.head_hold_s  # no connection of a batch must be kept alive
         while True:
             item: bytes | ApiError = self._form.waiting
             try:

@@ -433,6 +433,8 @@ async def test_other_paths_pass_and_the_nodes_own_stay(setup: Setup) -> None:
         assert (answer.text, answer.headers["x-hotspare-backend"]) == ("<abc>", "primary")
         assert (await house.client.get("/user/balance")).text == "<>"
         assert (await house.client.get("/v1/models")).json()["object"] == "list"
+        for path in ("/v1/files", "/v1/files/file-1/content", "/v1/batches", "/batches/batch_1"):  # this node keeps none here, and says so
+            assert "this node keeps no files" in (await house.client.get(path)).text
         assert len(setup.cloud.calls) == 2
         setup.cloud.behave = primaries.close
         gone = await house.client.get("/user/balance")

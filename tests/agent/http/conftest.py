@@ -11,6 +11,8 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from agent.batches.runner import BatchRunner, RunnerLimits
+from agent.batches.store import BatchStore
 from agent.http.app import Application, create_app
 from agent.http.collaborators import Cameras, Limits, Meant, Services, Sightings, split_name
 from agent.http.keys import KeyRules
@@ -34,11 +36,13 @@ class House:
     sightings: Sightings | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     meant: Callable[[str], Meant] = split_name
+    batches: BatchStore | None = None
+    lines: RunnerLimits = field(default_factory=RunnerLimits)
 
     def app(self) -> Application:
         services = Services(
             "spare-1", self.node, self.node.gate, self.text, self.vision, self.demo, lambda: self.keys, self.foreman,
-            cameras=self.cameras, sightings=self.sightings, record=self.outcomes.append, meant=self.meant,
+            cameras=self.cameras, sightings=self.sightings, record=self.outcomes.append, meant=self.meant, batches=self.batches,
         )  # fmt: skip
         return create_app(services, CollectorRegistry(), self.limits)
 
@@ -70,9 +74,17 @@ def serve() -> Iterator[Callable[[House], str]]:
             server = HttpServer(app.asgi, listener, house.limits, stop_s=1, closing=app.closing)
             held.append(server)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(server.run)
-                await server.started.wait()
-                up.set()
+                if house.batches is not None:
+                    runner = BatchRunner(house.batches, app.ask, lambda: house.node.is_open, house.lines, tick_s=0.05)
+                    tasks.start_soon(runner.run)
+
+                async def announce() -> None:
+                    await server.started.wait()
+                    up.set()
+
+                tasks.start_soon(announce)
+                await server.run()
+                tasks.cancel_scope.cancel()
 
         thread = threading.Thread(target=anyio.run, args=(main,))
         thread.start()
