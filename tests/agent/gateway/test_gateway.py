@@ -369,6 +369,8 @@ async def test_a_slow_client_is_not_taken_for_a_stalled_primary(setup: Setup) ->
         await call.end_stream()
 
     setup.cloud.behave = much
+    patient = replace(setup.policy.budgets, first_byte_s=1.0, first_token_s=1.0, between_tokens_s=1.0)
+    setup.policy = replace(setup.policy, budgets=patient)
     async with setup.running(probes=False) as house:
         text = b""
         async with house.client.stream("POST", "/v1/chat/completions", json={**ASKED, "stream": True}) as answer:
