@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def pytest_configure() -> None:
     # A shell starts what runs in the background with interrupts ignored, and every process that a test starts would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        os.environ.setdefault("CC", str(ROOT / "tests" / "cc"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
