@@ -27,13 +27,13 @@ from typing import Any
 import anyio
 import httpx
 import uvicorn
-from rich.table import Table
 
 from agent.config import HttpSettings, WorkerSettings
 from agent.demo.programs import free_port, program, write_nginx
 from agent.demo.stage import to_toml
-from bench.cloud import WORDS, primary
-from bench.report import machine, percentile, report, table
+from bench.cloud import primary
+from bench.gateway_tables import tables_of
+from bench.report import machine, percentile, report
 from bench.wire import asked, filled
 from coordinator.config import NginxSettings
 from coordinator.nginx import render
@@ -161,10 +161,10 @@ async def refused(nodes: dict[str, int], clients: int, turns: int) -> dict[str, 
             async with filled(port, body, clients):
                 await anyio.sleep(2.0)
                 one_more = {**body, "stream": False, "max_tokens": 1}
-                seen = await asked("ask", ports={way: port}, bodies=[one_more], turns=turns, pause_s=0.02)
+                seen = await asked("ask", ports={way: port}, bodies=[one_more], turns=turns, pause_s=0.02, patience_s=0.3)
             took[way] += [one["all_ms"] for one in seen[way] if one["status"] == 429 and int(one["retry-after"]) > 0]
             await anyio.sleep(1.0)
-    if any(len(each) < turns for each in took.values()):
+    if any(len(each) < ROUNDS for each in took.values()):
         raise RuntimeError(f"not refused: {[(way, len(each)) for way, each in took.items()]} of {ROUNDS * turns}")
     return {way: middle(each) for way, each in took.items()}
 
@@ -242,39 +242,6 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
 async def bare(ports: dict[str, int], turns: int) -> dict[str, Any]:
     seen = await asked("ask", ports=ports, bodies=[{**ASKED, "stream": True}], turns=turns)
     return {way: {name: middle([one[name] for one in answers]) for name in ("first_ms", "all_ms")} for way, answers in seen.items()}
-
-
-def tables_of(figures: dict[str, Any]) -> list[Table]:
-    tables = []
-    if "overhead" in figures:
-        direct = figures["overhead"]["direct"]["first_ms"]["p50"]
-        ways = [
-            (way, f"{one['first_ms']['p50']:.2f}", f"{one['first_ms']['p50'] - direct:+.2f}", f"{one['stream_ms']['p50']:.1f}",
-             f"{one['answers_per_s']:.0f}", *(f"{figures['bare'][way][name]['p50']:.2f}" for name in ("first_ms", "all_ms")))
-            for way, one in figures["overhead"].items()
-        ]  # fmt: skip
-        heads = ("way", "first event ms", "added", f"stream of {WORDS} ms", "answers/s, 16 clients", "first, bare socket", "stream, bare")
-        tables.append(table("A primary that is well", heads, ways))
-    if "faults" in figures:
-        broken = [(fault, f"{one['p50']:.0f}", f"{one['p95']:.0f}", one["backend"]) for fault, one in figures["faults"].items()]
-        tables.append(table(f"First local word, budgets of {BUDGET_S:g} s", ("fault", "p50 ms", "p95 ms", "header"), broken))
-    if "kept" in figures:
-        one = figures["kept"]
-        direct = one["bare"]["direct"]["p50"]
-        rows = [(f"{way}, bare socket", f"{each['p50']:.2f}", f"{each['p95']:.2f}", f"{each['p50'] / direct:.2f}",
-                 *((f"{one['crowd'][way]['answers_per_s']:.0f}", f"{one['crowd'][way]['hits']:.1%}") if way in one["crowd"] else ("", "")))
-                for way, each in one["bare"].items()]  # fmt: skip
-        rows.append(("gateway, httpx", f"{one['httpx']['p50']:.2f}", f"{one['httpx']['p95']:.2f}", "", "", ""))
-        heads = ("way", "p50 ms", "p95 ms", "of direct", "answers/s, 16 clients", "of them hits")
-        tables.append(table("A kept answer (direct: the stand-in's own)", heads, rows))
-    if "refused" in figures:
-        rows = [
-            (case, way, f"{each['p50']:.2f}", f"{each['p95']:.2f}")
-            for case, ways in figures["refused"].items()
-            for way, each in ways.items()
-        ]
-        tables.append(table("Refused, for there is no room", ("while", "way", "p50 ms", "p95 ms"), rows))
-    return tables
 
 
 def main() -> None:

@@ -44,10 +44,11 @@ class Wire:
         self._port = port
         self._socket: socket.socket | None = None
 
-    def post(self, body: Mapping[str, Any]) -> Answer:
-        """Raises OSError, EOFError."""
+    def post(self, body: Mapping[str, Any], patience_s: float = PATIENCE_S) -> Answer:
+        """Raises OSError, EOFError. `patience_s`: how long the node is told that its client waits."""
         data = json.dumps(body).encode()
-        head = f"POST {PATH} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        fields = ("Host: bench", "Content-Type: application/json", f"X-Request-Timeout: {patience_s:g}", f"Content-Length: {len(data)}")
+        head = "\r\n".join((f"POST {PATH} HTTP/1.1", *fields, "", ""))
         for _ in range(2):
             link, self._socket = self._socket or self._connect(), None
             try:
@@ -94,14 +95,14 @@ def _some(link: socket.socket) -> bytes:
 
 
 def in_turns(
-    ports: Mapping[str, int], bodies: Sequence[Mapping[str, Any]], turns: int, pause_s: float = 0.0
+    ports: Mapping[str, int], bodies: Sequence[Mapping[str, Any]], turns: int, pause_s: float = 0.0, patience_s: float = PATIENCE_S
 ) -> dict[str, list[dict[str, Any]]]:
     """What each port answered to each of `turns` requests, one after another."""
     wires = {name: Wire(port) for name, port in ports.items()}
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in ports}
     for turn in range(turns):
         for name, wire in wires.items():
-            answer = wire.post(bodies[turn % len(bodies)])
+            answer = wire.post(bodies[turn % len(bodies)], patience_s)
             told = {key: answer.headers.get(key, "") for key in ("x-hotspare-cache", "x-hotspare-backend", "retry-after")}
             seen[name].append({"status": answer.status, "first_ms": answer.first_ms, "all_ms": answer.all_ms, **told})
             time.sleep(pause_s)

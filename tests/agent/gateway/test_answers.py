@@ -20,9 +20,10 @@ from agent.demo.programs import free_port
 from agent.gateway import answers_redis
 from agent.gateway.answers import AnswerCache, AnswerStore, CachePolicy
 from agent.gateway.answers_redis import RedisAnswers
-from agent.gateway.answers_sqlite import MOST_USES, Found, Recent, SqliteAnswers
+from agent.gateway.answers_sqlite import SqliteAnswers
 from agent.gateway.cache_key import key_of, may_keep
 from agent.gateway.primary import Primary
+from agent.gateway.recent import MOST_USES, Found, Recent
 from tests.agent.gateway import primaries
 from tests.agent.gateway.conftest import LOCAL, House, Setup
 from tests.agent.gateway.primaries import WORDS, Call, cut_at, status, stream_bytes, well
