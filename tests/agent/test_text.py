@@ -172,13 +172,20 @@ async def test_a_full_queue_is_known_without_asking_the_worker(smollm2: Path) ->
         await until(lambda: worker.status is not None and CHAT in worker.status.models)
         assert worker.status is not None
         told = worker.status.models[CHAT]
-        places = told["slots"] + told["queue"]
         text.check_room(CHAT, "", 0)
+        begun: set[int] = set()
+
+        async def talk(number: int) -> None:
+            await collect(text, prompt, replace(GREEDY, max_tokens=None), lambda _: begun.add(number))
+
         async with anyio.create_task_group() as tasks:
-            for _ in range(places):
-                tasks.start_soon(collect, text, prompt, replace(GREEDY, max_tokens=None))
-            await anyio.wait_all_tasks_blocked()
+            for number in range(told["slots"]):  # first, for those that come together have to wait together
+                tasks.start_soon(talk, number)
+            await until(lambda: len(begun) == told["slots"])
             os.kill(pid_of(worker), signal.SIGSTOP)  # who answers now has not asked it
+            for number in range(told["queue"]):
+                tasks.start_soon(talk, -1 - number)
+            await anyio.wait_all_tasks_blocked()
             try:
                 with pytest.raises(WorkerRefused, match="wait already") as refusal:
                     await collect(text, prompt)
