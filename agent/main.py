@@ -309,7 +309,7 @@ class _Node:
 
     def _health(self) -> Health:
         """Ready with one model to ask; degraded when nothing is on its way to becoming one."""
-        states = self._reconciler.actual.models
+        states = self._reconciler.models
         wanted = self._desired.value.models
         if not wanted or any(isinstance(states.get(model), Serving | Asleep) for model in wanted):
             return "ready"

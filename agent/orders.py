@@ -91,7 +91,7 @@ class Orders:
         wanted. Raises CommandFailed."""
         model = self._known_name(name)
         has_ended = self._reconciler.cancel(model)
-        if self._desired.is_ordered(model) and not isinstance(self._reconciler.actual.models.get(model), Prepared | Serving | Asleep):
+        if self._desired.is_ordered(model) and not isinstance(self._reconciler.models.get(model), Prepared | Serving | Asleep):
             with _on_disk():
                 self._desired.want_model(model, False)
         return has_ended

@@ -91,13 +91,17 @@ class Reconciler:
         self.on_note: Callable[[Severity, str, str], None] = lambda severity, model, text: None
 
     @property
+    def models(self) -> dict[str, ModelState]:
+        """A model that its worker's last process held, but not this one, is only prepared. Asked several times for each request."""
+        return {name: self._seen(name, state) for name, state in self._models.items()}
+
+    @property
     def actual(self) -> Actual:
-        """A model that its worker's last process held, but not this one, is only prepared."""
+        """With what the kernel says of memory, where somebody cares for it: not for what is asked with every request."""
         running = {name: incarnation_of(worker) for name, worker in self._workers.items()}
         worker_of = {name: WORKER_OF_TASK[wish.manifest.task] for name, wish in self._wishes.items()}
-        alive = {name: incarnation for name, incarnation in running.items() if incarnation is not None}
-        models = {name: self._seen(name, state) for name, state in self._models.items()}
-        return Actual(models, self.pipelines.states, alive, worker_of, dict(self._renewals), self.uses.now, self.uses.free_bytes())
+        alive = {name: at for name, at in running.items() if at is not None}
+        return Actual(self.models, self.pipelines.states, alive, worker_of, dict(self._renewals), self.uses.now, self.uses.free_bytes())
 
     def manifest(self, model: str) -> Manifest | None:
         wish = self._wishes.get(model)
@@ -132,8 +136,7 @@ class Reconciler:
 
     def rouse(self, model: str) -> None:
         """Somebody waits for a model: load it if it sleeps."""
-        state = self._models.get(model)
-        if isinstance(state, Asleep) and not state.is_roused:
+        if isinstance(state := self._models.get(model), Asleep) and not state.is_roused:
             self._models[model] = replace(state, is_roused=True)
             self.wake()
 
@@ -150,8 +153,7 @@ class Reconciler:
                     await self._woken.wait()
 
     def _begin(self, step: Step, tasks: TaskGroup) -> None:
-        worker = self._needed(step)
-        if worker is not None:
+        if (worker := self._needed(step)) is not None:
             if worker not in self._asked:  # else it is planned again when the worker has answered
                 self._asked[worker] = step
                 tasks.start_soon(self._ask, worker, step)
@@ -342,9 +344,7 @@ class Reconciler:
         if not isinstance(state, Serving | Prepared | Asleep):
             return state
         is_current = state.is_current and self._wishes[model].build == self.desired.value.builds.get(model, {})
-        if isinstance(state, Asleep):
-            return replace(state, is_current=is_current)
-        if isinstance(state, Serving) and self._is_held(model, state):
+        if isinstance(state, Asleep) or (isinstance(state, Serving) and self._is_held(model, state)):
             return replace(state, is_current=is_current)
         return Prepared(state.folder, state.record, is_current)
 

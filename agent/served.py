@@ -50,7 +50,7 @@ class ServedModels:
         except (OSError, ValueError, EngineError, ChatTemplateError) as error:
             raise PreparationFailed(f"{model}: its tokenizer in {folder} cannot be used: {error}") from error
         # The one of the engine that serves stays while its successor is opened; older ones of the model go.
-        served = self.reconciler.actual.models.get(model) if self.reconciler else None
+        served = self.reconciler.models.get(model) if self.reconciler else None
         current = getattr(served, "folder", None)
         for old in [known for known in self._languages if known.parent == folder.parent and known != current]:
             del self._languages[old]
@@ -63,7 +63,7 @@ class ServedModels:
         """
         model = self.canonical(name)
         reconciler = self.reconciler
-        state = reconciler.actual.models.get(model) if reconciler else None
+        state = reconciler.models.get(model) if reconciler else None
         manifest = reconciler.manifest(model) if reconciler else None
         if state is None:
             raise ServiceFailure("unknown_model", f"there is no model {name[:200]!r} on this node; see /v1/models")
@@ -89,7 +89,7 @@ class ServedModels:
 
     def is_own(self, name: str) -> bool:
         """Whether a name means a model of this node and no other: its manifest's own, with an adapter or not; no alias."""
-        models = self.reconciler.actual.models if self.reconciler else {}
+        models = self.reconciler.models if self.reconciler else {}
         return name not in self._aliases and (name in models or name.rpartition(":")[0] in models)
 
     def canonical(self, name: str) -> str:
@@ -100,7 +100,7 @@ class ServedModels:
     def _known(self, name: str) -> Meant | None:
         if (alias := self._aliases.get(name)) is not None:
             return Meant(alias.model, alias.adapter, alias.thinking)
-        models = self.reconciler.actual.models if self.reconciler else {}
+        models = self.reconciler.models if self.reconciler else {}
         if name in models:
             return Meant(name)
         for model in models:

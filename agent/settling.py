@@ -13,7 +13,7 @@ from agent.state import Absent, Broken, NotRenewed, Refused, Running, Serving
 async def model_settled(reconciler: Reconciler, model: str, must_be_current: bool) -> Serving | Broken | NotRenewed | Absent:
     """Serving once it serves, with `must_be_current` by the engine that is wanted now; Broken or NotRenewed if it failed anew; Absent
     if it is no longer wanted."""
-    first, first_renewal = reconciler.actual.models.get(model), reconciler.actual.renewals.get(model)
+    first, first_renewal = reconciler.models.get(model), reconciler.actual.renewals.get(model)
     while True:
         actual = reconciler.actual
         state, renewal = actual.models.get(model), actual.renewals.get(model)
@@ -30,14 +30,14 @@ async def model_settled(reconciler: Reconciler, model: str, must_be_current: boo
 
 async def model_gone(reconciler: Reconciler, model: str) -> None:
     """Until nothing is left of a model, or it is wanted again."""
-    while model in reconciler.actual.models and model not in wanted_models(reconciler.desired.value):
+    while model in reconciler.models and model not in wanted_models(reconciler.desired.value):
         await reconciler.next_change()
 
 
 async def pipeline_settled(reconciler: Reconciler, pipeline: str, settings: Mapping[str, Any]) -> Running | Refused:
     """Until the pipeline runs with these settings; Refused if it, or its model, failed anew, or others are wanted now."""
     model = str(settings.get("model"))
-    first, first_model = reconciler.actual.pipelines.get(pipeline), reconciler.actual.models.get(model)
+    first, first_model = reconciler.actual.pipelines.get(pipeline), reconciler.models.get(model)
     while True:
         actual = reconciler.actual
         state, model_state = actual.pipelines.get(pipeline), actual.models.get(model)

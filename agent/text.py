@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from agent.answer import Answer
 from agent.errors import AgentError, WorkerLost, WorkerRefused
 from agent.http.collaborators import Sampling, ServiceFailure, TextDelta
+from agent.room import Room, is_hopeless
 from agent.supervision.worker import Worker
 from agent.tool_prompt import written_out
 from agent.worker_protocol import Done, Encode, Generate, ProtocolError, Tokens
@@ -74,6 +75,16 @@ class TextService:
         self._resolve = resolve
         self._warmth = warmth
         self._retry_s = retry_s
+        self._room = Room()
+
+    def check_room(self, model: str, tenant: str, priority: int) -> None:
+        """Raises WorkerRefused("busy") where the queue of the worker would refuse a request for certain, before any work is done on it."""
+        served = self._resolve(model)
+        name, status = served.manifest.name, served.worker.status
+        told = status.models.get(name, {}) if status is not None else {}
+        if "queue" in told and is_hopeless(self._room.places(name), tenant, priority, int(told["slots"]), int(told["queue"])):
+            message = f"{told['queue']} requests wait already; try again later"
+            raise WorkerRefused("busy", message, told.get("retry_after_s"))
 
     def chat_prompt(
         self,
@@ -127,12 +138,15 @@ class TextService:
             reports = served.worker.stream(_generate(served, prompt, sampling, left_s), payload, left_s)
             return reports, await anext(reports)
 
+        self.check_room(model, sampling.tenant, sampling.priority)
         served = self._resolve(model)
+        name = served.manifest.name
         answer = Answer(served.tokenizer, len(prompt), sampling.stop, prompt[-CONTEXT_TOKENS:] if continues else ())
-        with self._warmth.using(served.manifest.name):
+        with self._warmth.using(name), self._room.taking(name, sampling.tenant, sampling.priority) as place:
             reports, report = await self._persist(model, ends_at_s, begin)
             async with aclosing(reports):
                 while isinstance(report, Tokens):
+                    place.has_begun = True
                     delta = answer.feed(report)
                     if delta.text or delta.logprobs:
                         yield delta

@@ -155,7 +155,7 @@ class View:
         """Fixed parts of the node's own facts; no prompt, no secret, no file of the user's choice."""
         return {
             "workers": lambda: [f"{one.name}: {type(one.state).__name__} {dict(one.restarts)}" for one in self._workers],
-            "models": lambda: {name: type(state).__name__ for name, state in self._reconciler.actual.models.items()},
+            "models": lambda: {name: type(state).__name__ for name, state in self._reconciler.models.items()},
             "journal": lambda: [f"{event.at} {event.kind}: {event.message}" for event in self._history.events[-20:]],
         }
 

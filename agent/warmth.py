@@ -49,7 +49,7 @@ class Warmth:
     async def _warm_up(self, model: str, task: str) -> None:
         reconciler = self._reconciler
         with self.using(model), anyio.move_on_after(WARM_UP_S):
-            while isinstance(state := reconciler.actual.models.get(model), Asleep) and state.is_roused:
+            while isinstance(state := reconciler.models.get(model), Asleep) and state.is_roused:
                 await reconciler.next_change()
             if not isinstance(state, Serving):
                 return

@@ -7,6 +7,7 @@ to be had on that side. A record is a frozen dataclass; every field is checked, 
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 from typing import Any, Dict, List, Literal, Mapping, Tuple, Type, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
@@ -21,11 +22,10 @@ def from_mapping(kind: Type[Record], values: Any, where: str = "") -> Record:
     where = where or kind.__name__
     if not isinstance(values, Mapping):
         raise RecordError(f"{where}: expected a table, got {type(values).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]  # Record is always a dataclass
+    fields, hints = _shape(kind)  # type: ignore[arg-type]  # a class is hashable
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise RecordError(f"{where}: unknown field {unknown[0]!r}; known fields are {', '.join(sorted(fields))}")
-    hints = get_type_hints(kind)
     arguments: Dict[str, Any] = {}
     for name, field in fields.items():
         if name in values:
@@ -33,6 +33,12 @@ def from_mapping(kind: Type[Record], values: Any, where: str = "") -> Record:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise RecordError(f"{where}: field {name!r} is missing")
     return kind(**arguments)
+
+
+@lru_cache(maxsize=None)
+def _shape(kind: Type[Any]) -> Tuple[Dict[str, "dataclasses.Field[Any]"], Dict[str, Any]]:
+    """Fields and their types by name. They are text to be evaluated, which costs more than all the rest and is asked with every token."""
+    return {field.name: field for field in dataclasses.fields(kind)}, get_type_hints(kind)
 
 
 def to_mapping(value: Any) -> Any:

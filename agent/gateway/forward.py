@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from agent.gateway.sse import Kind, Said, Splitter
 from agent.protocol.wire import wire_now
 
 MAX_WHOLE_BYTES = 64 << 20
+# After [DONE] only the end of the body is left to come. Who leaves before it must close the connection, and the next request pays for a
+# new one, with TLS.
+LAST_BYTES_S = 0.5
 # RFC 9110, 7.6.1; then what belongs to one hop because we write it anew, and what says who asks here and not there.
 HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding",
@@ -93,9 +97,12 @@ class Exchange:
         self._response = response
         self._budgets = budgets
         self._started_s = started_s
+        self._after_done: AsyncIterator[bytes] | None = None
 
-    async def events(self) -> AsyncGenerator[tuple[bytes, Kind], None]:
-        """Whole events with their kind, up to and with [DONE]. Raises PrimaryFailed where the stream is late, broken, or ends too soon."""
+    async def events(self) -> AsyncGenerator[Sequence[tuple[bytes, Kind]], None]:
+        """Whole events with their kind, those together that came together, up to and with [DONE].
+
+        Raises PrimaryFailed where the stream is late, broken, or ends too soon."""
         splitter, said = Splitter(), self.said
         pieces = self._response.aiter_raw()
         ends_s, token_s = self._started_s + self._budgets.answer_s, self._started_s + self._budgets.first_token_s
@@ -108,18 +115,27 @@ class Exchange:
                 events = splitter.feed(piece)
             except ValueError as error:
                 raise PrimaryFailed(Failure("malformed", str(error))) from error
-            for event in events:
-                kind, words = said.read(event)
-                if kind in ("error", "malformed"):
-                    raise PrimaryFailed(Failure("server_error" if kind == "error" else "malformed", words))
-                has_comment = has_comment or kind == "comment"
-                if kind == "token":
-                    token_s = anyio.current_time() + self._budgets.between_tokens_s
+            read, failure = _read(said, events)
+            has_comment = has_comment or any(kind == "comment" for _, kind in read)
+            if any(kind == "token" for _, kind in read):
+                token_s = anyio.current_time() + self._budgets.between_tokens_s
+            if read:
                 given_s = anyio.current_time()
-                yield event, kind
+                yield read
                 token_s += anyio.current_time() - given_s  # a client that reads slowly is no fault of the primary
-                if kind == "done":
-                    return
+            if failure is not None:
+                raise PrimaryFailed(failure)
+            if read and read[-1][1] == "done":
+                self._after_done = pieces
+                return
+
+    async def end(self) -> None:
+        """Read the end of a stream that said [DONE], so that its connection serves the next request."""
+        if self._after_done is None:
+            return
+        with anyio.move_on_after(LAST_BYTES_S, shield=True), contextlib.suppress(httpx.HTTPError):
+            async for _ in self._after_done:
+                return  # more than an end: who knows how much
 
     async def _piece(self, pieces: AsyncIterator[bytes], until_s: float, has_comment: bool) -> bytes | None:
         has_token = self.said.has_token
@@ -173,6 +189,19 @@ class Exchange:
             raise PrimaryFailed(failure_of_error(error, has_head=True, has_token=True)) from error
 
 
+def _read(said: Said, events: Sequence[bytes]) -> tuple[list[tuple[bytes, Kind]], Failure | None]:
+    """Events with their kind up to [DONE], or up to one that says that the answer failed."""
+    read: list[tuple[bytes, Kind]] = []
+    for event in events:
+        kind, words = said.read(event)
+        if kind in ("error", "malformed"):
+            return read, Failure("server_error" if kind == "error" else "malformed", words)
+        read.append((event, kind))
+        if kind == "done":
+            break
+    return read, None
+
+
 @asynccontextmanager
 async def exchange(
     client: httpx.AsyncClient, url: str, asked: Asked, budgets: Budgets, key_is_ours: bool, first_byte_s: float | None
@@ -198,7 +227,9 @@ async def exchange(
             raise PrimaryFailed(Failure("malformed", f"HTTP {response.status_code}: it has no {asked.path}", weight=0.0))
         if response.status_code in (404, 405) and not is_json:  # a balancer without the service behind it answers so
             raise PrimaryFailed(Failure("malformed", f"HTTP {response.status_code} that is not the API's"))
-        yield Exchange(response, budgets, started_s)
+        begun = Exchange(response, budgets, started_s)
+        yield begun
+        await begun.end()
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
             await response.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -67,7 +67,7 @@ class Begun:
     exchange: Exchange
     body: bytes | None = None
     pending: tuple[bytes, ...] = ()
-    rest: AsyncGenerator[tuple[bytes, Kind], None] | None = None
+    rest: AsyncGenerator[Sequence[tuple[bytes, Kind]], None] | None = None
 
 
 class Gateway:
@@ -222,13 +222,14 @@ class Gateway:
             if not head.is_stream:
                 raise PrimaryFailed(Failure("malformed", "no event stream"))
             rest = await attempt.enter_async_context(aclosing(head.events()))
-            pending = []
-            async for item, kind in rest:
-                pending.append(item)
-                if kind == "done" and not head.said.has_token:
+            pending: list[bytes] = []
+            async for items in rest:
+                pending += [item for item, _ in items]
+                kinds = {kind for _, kind in items}
+                if "done" in kinds and not head.said.has_token:
                     raise PrimaryFailed(Failure("malformed", "[DONE] without a token"))
                 # Comments must reach the client before it loses patience; from here on a failure is answered inside the stream.
-                if kind in ("token", "done") or anyio.current_time() - begun_s > EARLY_HEAD_S:
+                if kinds & {"token", "done"} or anyio.current_time() - begun_s > EARLY_HEAD_S:
                     break
             stack.push_async_exit(attempt.pop_all())
         return Begun(head, pending=tuple(pending), rest=rest)
@@ -263,8 +264,8 @@ class Gateway:
         await visit.send(_part(b"".join(map(named, first.pending))))
         try:
             if first.rest is not None:
-                async for item, _ in first.rest:
-                    await visit.send(_part(named(item)))
+                async for items in first.rest:
+                    await visit.send(_part(b"".join(named(item) for item, _ in items)))
             self._primary.succeeded()
         except PrimaryFailed as failed:
             self._primary.failed(failed.failure)

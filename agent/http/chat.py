@@ -40,8 +40,10 @@ def router(context: Context) -> APIRouter:
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         text = context.text()
+        meant, caller = context.services.meant(body.model), Caller(answered(request.scope))
+        text.check_room(meant.model, caller.tenant, caller.priority)
         # In a thread: megabytes take seconds, in which the node must go on answering and renewing its lease.
-        turn = await anyio.to_thread.run_sync(turn_of, text, body, context.services.meant(body.model), Caller(answered(request.scope)))
+        turn = await anyio.to_thread.run_sync(turn_of, text, body, meant, caller)
         if body.stream:
             return EventStream(partial(_stream, context, body, turn), context.limits, context.metrics.disconnects.inc)
 

@@ -106,6 +106,10 @@ class TextDelta:
 
 
 class TextService(Protocol):
+    def check_room(self, model: str, tenant: str, priority: int) -> None:
+        """Raises AgentError where one request more would be refused as busy for certain: asked before work is done on it."""
+        ...
+
     def chat_prompt(
         self,
         model: str,

@@ -30,6 +30,7 @@ def router(context: Context) -> APIRouter:
         meant = context.services.meant(body.model)
         model = meant.model
         caller = Caller(answered(request.scope))
+        text.check_room(model, caller.tenant, caller.priority)
         top_logprobs = -1 if body.logprobs is None else body.logprobs
 
         def jobs_of_body() -> list[Job]:

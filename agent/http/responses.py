@@ -28,7 +28,9 @@ def router(context: Context) -> APIRouter:
 
     async def responses(body: ResponseRequest, request: Request) -> Response:
         """Answer a conversation with items."""
-        turn = await anyio.to_thread.run_sync(_turn, context, body, Caller(answered(request.scope)))
+        caller = Caller(answered(request.scope))
+        context.text().check_room(context.services.meant(body.model).model, caller.tenant, caller.priority)
+        turn = await anyio.to_thread.run_sync(_turn, context, body, caller)
         events = ResponseEvents(_begun(body))
         if body.stream:
             form = EventForm(_written, lambda error: _written(events.failed(error)), b"")

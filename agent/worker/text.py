@@ -229,6 +229,8 @@ def _status(model: OpenText) -> Dict[str, Any]:
         **_facts(model.engine),
         "running": load.running,
         "waiting": load.waiting,
+        "queue": model.scheduler.most_waiting,
+        "retry_after_s": round(model.scheduler.retry_after_s, 1),
         "prompt_tokens": load.prompt_tokens,
         "cached_tokens": load.cached_tokens,
         "generated_tokens": load.generated_tokens,

@@ -25,7 +25,7 @@ ALIASES = {
 def served() -> ServedModels:
     models = ServedModels({}, ALIASES, 1024)
     known: Any = SimpleNamespace(
-        actual=SimpleNamespace(models={"qwen": None, "a:b": None}), manifest=lambda name: SimpleNamespace(aliases=("q",) * (name == "qwen"))
+        models={"qwen": None, "a:b": None}, manifest=lambda name: SimpleNamespace(aliases=("q",) * (name == "qwen"))
     )
     models.reconciler = cast("Reconciler", known)
     return models

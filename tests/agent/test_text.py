@@ -16,7 +16,7 @@ import anyio
 import numpy as np
 import pytest
 
-from agent.errors import AgentError, WorkerLost
+from agent.errors import AgentError, WorkerLost, WorkerRefused
 from agent.http import collaborators
 from agent.http.collaborators import Sampling, ServiceFailure, TextDelta
 from agent.supervision.incarnation import SupervisionSettings
@@ -164,6 +164,38 @@ async def test_stop_strings_end_the_work_and_are_not_given_out(smollm2: Path) ->
 def is_idle(worker: Worker) -> bool:
     model = worker.status.models.get(CHAT, {}) if worker.status else {}
     return bool(model.get("generated_tokens")) and model.get("running") == 0 and model.get("waiting") == 0
+
+
+async def test_a_full_queue_is_known_without_asking_the_worker(smollm2: Path) -> None:  # noqa: F811
+    async with serving(smollm2) as (text, worker, _):
+        prompt = text.chat_prompt(CHAT, STORY)
+        await until(lambda: worker.status is not None and CHAT in worker.status.models)
+        assert worker.status is not None
+        told = worker.status.models[CHAT]
+        text.check_room(CHAT, "", 0)
+        begun: set[int] = set()
+
+        async def talk(number: int) -> None:
+            await collect(text, prompt, replace(GREEDY, max_tokens=None), lambda _: begun.add(number))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(told["slots"]):  # first, for those that come together have to wait together
+                tasks.start_soon(talk, number)
+            await until(lambda: len(begun) == told["slots"])
+            os.kill(pid_of(worker), signal.SIGSTOP)  # who answers now has not asked it
+            for number in range(told["queue"]):
+                tasks.start_soon(talk, -1 - number)
+            await anyio.wait_all_tasks_blocked()
+            try:
+                with pytest.raises(WorkerRefused, match="wait already") as refusal:
+                    await collect(text, prompt)
+                assert refusal.value.reason == "busy"
+                assert refusal.value.retry_after_s is not None
+                text.check_room(CHAT, "another tenant", 0)  # for whom somebody gives way
+            finally:
+                os.kill(pid_of(worker), signal.SIGCONT)
+            tasks.cancel_scope.cancel()
+        text.check_room(CHAT, "", 0)
 
 
 async def test_log_probabilities_have_words(smollm2: Path) -> None:  # noqa: F811

@@ -108,6 +108,10 @@ class Scheduler:
             self._ended.append(displaced.output(finish="busy"))
 
     @property
+    def most_waiting(self) -> int:
+        return self._settings.waiting
+
+    @property
     def retry_after_s(self) -> float:
         """When a request that is refused now might be taken."""
         return self._waiting.retry_after_s

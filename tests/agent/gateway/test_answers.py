@@ -23,6 +23,7 @@ from agent.gateway.answers_redis import RedisAnswers
 from agent.gateway.answers_sqlite import SqliteAnswers
 from agent.gateway.cache_key import key_of, may_keep
 from agent.gateway.primary import Primary
+from agent.gateway.recent import MOST_USES, Found, Recent
 from tests.agent.gateway import primaries
 from tests.agent.gateway.conftest import LOCAL, House, Setup
 from tests.agent.gateway.primaries import WORDS, Call, cut_at, status, stream_bytes, well
@@ -285,6 +286,55 @@ async def test_the_file_is_bounded_and_what_was_used_longest_ago_goes(tmp_path: 
     assert await store.get("big") is None
     again = SqliteAnswers(tmp_path / "a.sqlite", 10_000, 5, Clock())
     assert await again.get("17") == b"x" * 1250, "kept over a restart"
+
+
+async def test_what_was_used_lately_needs_no_disk(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteAnswers(tmp_path / "a.sqlite", 1 << 20, 100, clock)
+    await store.put("old", b"1", 60)
+    await store.put("new", b"2", 60)
+    again = SqliteAnswers(tmp_path / "a.sqlite", 1 << 20, 100, clock)
+    assert await again.get("new") == b"2"
+    with again._lock:  # the disk hangs
+        assert await again.get("new") == b"2"
+        assert await again.get("old") is None
+        clock.now_s += 61
+        assert await again.get("new") is None
+    clock.now_s -= 61
+    assert await again.get("old") == b"1"
+    await again.put("new", b"3", 60)
+    assert await again.get("new") == b"3"
+
+
+async def test_uses_in_memory_are_written_down_at_the_end(tmp_path: Path) -> None:
+    store = SqliteAnswers(tmp_path / "a.sqlite", 1 << 20, 3, Clock())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.run)
+        for key in "abc":
+            await store.put(key, key.encode(), 60)
+        for key in "cba":
+            assert await store.get(key) == key.encode()
+        tasks.cancel_scope.cancel()
+    again = SqliteAnswers(tmp_path / "a.sqlite", 1 << 20, 3, Clock())
+    await again.put("d", b"d", 60)
+    assert [await again.get(key) for key in "abcd"] == [b"a", b"b", None, b"d"]
+
+
+def test_memory_for_answers_is_bounded() -> None:
+    recent = Recent(100)
+    for key in "abc":
+        recent.put(key, Found(10.0, b"x" * 40))
+    assert [recent.get(key, 0.0) is not None for key in "abc"] == [False, True, True]
+    recent.put("b", Found(10.0, b"y" * 10))
+    recent.put("d", Found(10.0, b"z" * 50))
+    assert [recent.get(key, 0.0) is not None for key in "bcd"] == [True, True, True]
+    recent.put("e", Found(10.0, b"x" * 51))
+    assert recent.get("e", 0.0) is None, "it would have driven the others out"
+    assert recent.get("d", 10.0) is None, "its time is over"
+    assert recent.taken() == ["a", "b", "c", "d", "e"]
+    for number in range(5000):
+        recent.put(str(number), Found(10.0, b""))
+    assert len(recent.taken()) == MOST_USES
 
 
 async def test_a_broken_file_is_begun_anew_at_the_start_and_in_the_middle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -74,6 +74,45 @@ async def test_bytes_of_a_well_primary_pass_untouched(setup: Setup) -> None:
         assert all(outcome.is_good and outcome.cloud_calls == 1 for outcome in setup.outcomes)
 
 
+async def test_a_connection_to_the_primary_serves_one_stream_after_another(setup: Setup) -> None:
+    async def stays_open(call: Call) -> None:
+        await call.begin_stream()
+        for item in stream_bytes():
+            await call.part(item)
+
+    async with setup.running(probes=False) as house:
+        for _ in range(50):  # a client may ask again before the last bytes are read, and then gets another connection
+            answer = await house.client.post("/v1/chat/completions", json={**ASKED, "stream": True})
+            assert answer.text.endswith("data: [DONE]\n\n")
+            if len({id(call.socket) for call in setup.cloud.calls}) < len(setup.cloud.calls):
+                break
+        else:
+            pytest.fail("each stream had a connection of its own")
+        setup.cloud.behave = stays_open
+        for _ in range(2):
+            answer = await house.client.post("/v1/chat/completions", json={**ASKED, "stream": True})
+            assert answer.text.endswith("data: [DONE]\n\n"), "whole for the client, who need not wait for the end of the connection"
+            with anyio.fail_after(30.0):
+                await setup.cloud.left.wait()
+            setup.cloud.left = anyio.Event()
+        assert setup.cloud.calls[-1].socket is not setup.cloud.calls[-2].socket
+
+
+async def test_events_that_come_together_are_judged_one_by_one(setup: Setup) -> None:
+    async def at_once(call: Call) -> None:
+        await call.begin_stream()
+        await call.part(b"".join(stream_bytes()[:4]) + b'data: {"error": {"message": "no", "code": "overloaded"}}\n\n')
+        await call.end_stream()
+
+    setup.cloud.behave = at_once
+    async with setup.running() as house:
+        answer = await house.client.post("/v1/chat/completions", json={**ASKED, "stream": True})
+        assert answer.content.startswith(b"".join(stream_bytes()[:4]))
+        assert b"overloaded" not in answer.content
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert [outcome.backend for outcome in setup.outcomes] == ["continued"]
+
+
 async def test_without_a_key_of_its_own_the_clients_key_passes(setup: Setup) -> None:
     setup.key = ""
     async with setup.running() as house:

@@ -73,6 +73,9 @@ class Parrot:
     thinks: bool = False
     told: Mapping[str, Any] = field(default_factory=dict)
 
+    def check_room(self, model: str, tenant: str, priority: int) -> None:
+        """There is always room."""
+
     def chat_prompt(
         self,
         model: str,
