@@ -103,7 +103,7 @@ class Scheduler:
         except GrammarError as error:
             raise Refused("invalid", str(error)) from error
         sequence = Sequence(request, self._engine.vocabulary, constraint, self._clock())
-        displaced = self._waiting.add(sequence, {item.request.tenant for item in self._running.values()})
+        displaced = self._waiting.add(sequence, {item.request.tenant for item in self._running.values()}, len(self._free))
         if displaced is not None:
             self._ended.append(displaced.output(finish="busy"))
 

@@ -21,7 +21,7 @@ RETRY_S = (1.0, 60.0)
 
 
 class Waiting:
-    """At most `most` sequences. Full of one tenant's, it gives the place of the last of them to a tenant with fewer."""
+    """At most `most` sequences beside those that have a slot to come. Full of one tenant's, it gives the place of the last of them to a tenant with fewer."""
 
     def __init__(self, most: int, overtakes: int, slots: int) -> None:
         self._most = most
@@ -45,10 +45,11 @@ class Waiting:
         least, most = RETRY_S
         return min(most, max(least, len(self._sequences) * held_s / self._slots))
 
-    def add(self, sequence: Sequence, busy: Set[str]) -> Optional[Sequence]:
-        """Queue it; `busy`: tenants that hold slots. Returns who had to give way, if somebody had. Raises Refused("busy")."""
+    def add(self, sequence: Sequence, busy: Set[str], free: int = 0) -> Optional[Sequence]:
+        """Queue it; `busy`: tenants that hold slots; `free`: slots that nobody has yet, for they are given with the next step only.
+        Returns who had to give way, if somebody had. Raises Refused("busy")."""
         out = None
-        if len(self._sequences) >= self._most:
+        if len(self._sequences) >= self._most + free:
             out = self._last_of_most(sequence)
             self._sequences.remove(out)
         tenant = sequence.request.tenant

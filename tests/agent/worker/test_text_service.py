@@ -140,14 +140,15 @@ def test_what_cannot_be_generated_is_refused(message: Generate, payload: bytes, 
 
 def test_too_many_waiting_are_busy() -> None:
     served = Served(settings=SchedulerSettings(waiting=1)).opened()
-    served.service.handle(Generate(2, "fake", 4), PROMPT)
+    for number in range(2, 5):  # two slots to come, and one that waits
+        served.service.handle(Generate(number, "fake", 4), PROMPT)
     with pytest.raises(Refusal) as refusal:
-        served.service.handle(Generate(3, "fake", 4), PROMPT)
-    assert (refusal.value.code, refusal.value.retry_after_s) == ("busy", 2.5)
+        served.service.handle(Generate(5, "fake", 4), PROMPT)
+    assert (refusal.value.code, refusal.value.retry_after_s) == ("busy", 7.5)
 
 
 def test_who_gives_way_in_a_full_queue_is_told_so_and_when_to_come_back() -> None:
-    served = Served(settings=SchedulerSettings(waiting=3)).opened()
+    served = Served(settings=SchedulerSettings(waiting=1)).opened()
     for number in range(2, 5):
         served.service.handle(Generate(number, "fake", 4, tenant="many"), PROMPT)
     served.service.handle(Generate(5, "fake", 4, tenant="one"), PROMPT)

@@ -185,6 +185,15 @@ def test_a_batch_that_was_overtaken_often_still_leaves_the_slot_free() -> None:
     assert sorted(number for number, _ in finishes(run(scheduler))) == [0, 1]
 
 
+def test_a_burst_on_free_slots_gets_slots_and_queue() -> None:
+    scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 3, 64), SchedulerSettings(waiting=2))
+    for number in range(5):
+        scheduler.add(request(number))
+    with pytest.raises(Refused):
+        scheduler.add(request(5))
+    assert len(finishes(run(scheduler))) == 5
+
+
 def test_the_queue_is_bounded() -> None:
     scheduler = Scheduler(FakeGenerationEngine(VOCABULARY, 1, 64), SchedulerSettings(waiting=2))
     scheduler.add(request(1))
