@@ -62,11 +62,15 @@ def test_greedy_answers_equal_the_reference_token_by_token(source: Path, folder:
     assert "The capital of France is Paris" in answers[0]
 
 
-def test_divergence_from_the_reference(source: Path, folder: Path, tmp_path: Path) -> None:
+def test_divergence_from_the_reference(source: Path, folder: Path) -> None:
     gguf = read_gguf(source)
     verdict = verify_generation(gguf, decoder_from_gguf(gguf), folder, "float32", 0.01, 2, lambda fraction, message: None)
     assert verdict.passed
     assert verdict.figures["mean_kl"] < 1e-8
+
+
+@pytest.mark.slow
+def test_divergence_of_rounded_activations(source: Path, tmp_path: Path) -> None:
     weights, decoder = onnx_from_gguf(source, tmp_path, "int8", lambda fraction, message: None)
     rounded = verify_generation(weights, decoder, tmp_path, "int8", 0.01, 2, lambda fraction, message: None)
     assert rounded.passed

@@ -129,8 +129,8 @@ WEATHER: Any = {
 }
 
 
-async def test_answers_keep_to_a_schema_and_tools_are_called(node: Node) -> None:
-    """200 answers at temperature 1; then a call, its result, and an answer to that."""
+async def test_answers_keep_to_a_schema_and_tools_are_called(node: Node, request: pytest.FixtureRequest) -> None:
+    """60 answers at temperature 1, 200 with --run-slow; then a call, its result, and an answer to that."""
     faults: list[str] = []
 
     async def one(client: openai.AsyncOpenAI, seed: int) -> None:
@@ -156,7 +156,7 @@ async def test_answers_keep_to_a_schema_and_tools_are_called(node: Node) -> None
                 await one(client, seed)
 
         async with anyio.create_task_group() as tasks:
-            for seed in range(200):
+            for seed in range(200 if request.config.getoption("--run-slow") else 60):
                 tasks.start_soon(limited, seed)
         assert faults == []
 

@@ -21,7 +21,8 @@ RETRY_S = (1.0, 60.0)
 
 
 class Waiting:
-    """At most `most` sequences beside those that have a slot to come. Full of one tenant's, it gives the place of the last of them to a tenant with fewer."""
+    """At most `most` sequences beside those that have a slot to come. Full of one tenant's, it gives the place of the last of them to a
+    tenant with fewer."""
 
     def __init__(self, most: int, overtakes: int, slots: int) -> None:
         self._most = most
