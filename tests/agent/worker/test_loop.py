@@ -126,13 +126,11 @@ def serving() -> Iterator[Daemon]:
     finally:
         daemon.send(Shutdown(999))
         thread.join(10)
-        # Both ends stay open until the process ends: the reader thread takes the end of its socket for the end of the daemon.
-        KEPT.append((ours, theirs))
+        ours.detach()  # stays open until the process ends: the reader thread takes the end of its socket for the end of the daemon
     assert not thread.is_alive()
     assert all(service.is_closed for service in BUILT)
 
 
-KEPT: list[Any] = []
 OPEN = OpenModel(1, "ping", {"task": "generation"}, "/")
 
 
