@@ -14,8 +14,9 @@ from agent.protocol.operations import AgentRestartArgs
 
 logger = logging.getLogger(__name__)
 
-# systemd sets the first for services of Type=notify and the second for all (systemd.exec(5)); the third is for other supervisors.
-SIGNS = ("NOTIFY_SOCKET", "INVOCATION_ID", "HOTSPARE_SUPERVISED")
+# systemd sets the first for services of Type=notify, such as ours; INVOCATION_ID would not do, for a desktop's terminals inherit one. The
+# second is for other supervisors.
+SIGNS = ("NOTIFY_SOCKET", "HOTSPARE_SUPERVISED")
 
 
 class Restart:

@@ -1,6 +1,7 @@
 """Whether a worker's queue would refuse one request for text more, known here without asking: a worker answers between two steps only.
 
-What it says itself counts (models/tasks/generation/waiting.py); refused here is only what it would refuse for certain.
+What it says itself counts (models/tasks/generation/waiting.py). Refused here is only what it would refuse for certain, but for a slot that
+is free already because its client still reads.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ def is_hopeless(places: Sequence[Place], tenant: str, priority: int, slots: int,
 
     Which of those that have said nothing yet hold a slot, and so do not wait, is not known: as many of this tenant's as may.
     """
-    if len(places) < slots + queue or any(place.priority < priority for place in places):
-        return False
     silent = Counter(place.tenant for place in places if not place.has_begun)
-    begun = len(places) - silent.total()
+    # More than have slots: the worker is done with them, and their clients read slowly.
+    begun = min(len(places) - silent.total(), slots)
+    if begun + silent.total() < slots + queue or any(place.priority < priority for place in places):
+        return False
     own = silent.pop(tenant, 0) - max(0, slots - begun)
     return all(count <= own + 1 for count in silent.values())

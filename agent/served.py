@@ -10,6 +10,7 @@ from anyio import to_thread
 
 from agent.config import Alias
 from agent.http.collaborators import Meant, ServiceFailure
+from agent.plan import wanted_models
 from agent.preparation import Built, Preparation, PreparationFailed, Progress, Wish
 from agent.reconcile import Reconciler
 from agent.state import WORKER_OF_TASK, Asleep, Broken, Serving, WorkerName
@@ -65,6 +66,8 @@ class ServedModels:
         reconciler = self.reconciler
         state = reconciler.models.get(model) if reconciler else None
         manifest = reconciler.manifest(model) if reconciler else None
+        if state is None and reconciler is not None and model in wanted_models(reconciler.desired.value):
+            raise ServiceFailure("not_ready", f"{model} is wanted here and has not had its turn yet; ask again in a moment")
         if state is None:
             raise ServiceFailure("unknown_model", f"there is no model {name[:200]!r} on this node; see /v1/models")
         if isinstance(state, Broken):

@@ -43,7 +43,11 @@ class DesiredDocuments:
         document = decode(Desired, encode(document))  # what the node will read, or nothing
         self._registry.want(node, document)
         logger.info("desired state of revision %d for %s", revision, node)
-        return document, await self._publish(node, document)
+        try:
+            return document, await self._publish(node, document)
+        except PublishRefused:
+            self._registry.want(node, before)  # the operator is told that it failed, so it must not reach the node later
+            raise
 
     async def reissue(self, node: str | None = None) -> None:
         """After every connect, of a node or our own: a broker that lost its retained messages, a node that was flashed anew."""

@@ -10,7 +10,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +88,11 @@ class Registry:
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)  # passwords of cameras are in desired documents; what SQLite puts beside it gets the same mode
+        # Passwords of cameras are in desired documents. What SQLite puts beside the file gets its mode.
+        file.touch(mode=0o600)
+        for part in (file, file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")):
+            with suppress(FileNotFoundError):
+                part.chmod(0o600)
         self._database = sqlite3.connect(file, isolation_level=None, timeout=5.0)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._migrate()
@@ -173,15 +177,22 @@ class Registry:
     def desired(self, node: str) -> Desired | None:
         """What the operator wants on a node; None where he leaves that to the node."""
         row = self._database.execute("SELECT document FROM desired WHERE node = ?", (node,)).fetchone()
-        return Desired.model_validate_json(row[0]) if row else None
+        try:
+            return Desired.model_validate_json(row[0]) if row else None
+        except ValidationError as error:  # written by another version: the operator will say it again
+            logger.warning("the desired state of %s on record is unreadable and ignored: %s", node, error.errors()[0]["msg"])
+            return None
 
     def wanting(self) -> list[str]:
         """Nodes with a desired document."""
         return [node for (node,) in self._database.execute("SELECT node FROM desired ORDER BY node")]
 
-    def want(self, node: str, document: Desired) -> None:
+    def want(self, node: str, document: Desired | None) -> None:
         with self._transaction():
-            self._database.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (node, document.model_dump_json()))
+            if document is None:
+                self._database.execute("DELETE FROM desired WHERE node = ?", (node,))
+            else:
+                self._database.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (node, document.model_dump_json()))
 
     # Commands
 

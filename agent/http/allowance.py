@@ -83,9 +83,9 @@ class Allowances:
         return holder.tokens.wait_s(1, holder.rules.tokens_per_minute) if holder.rules.tokens_per_minute else 0.0
 
     def pay(self, digest: bytes, tokens: int) -> None:
-        """For a key that was let in, or was not overdrawn."""
-        holder = self._holders[digest]
-        if holder.rules.tokens_per_minute:
+        """For a key that was let in, or was not overdrawn; one that was struck off since owes nothing."""
+        holder = self._holders.get(digest)
+        if holder is not None and holder.rules.tokens_per_minute:
             holder.tokens = holder.tokens.less(tokens)
 
 

@@ -150,7 +150,7 @@ OPS: Mapping[str, Operation] = {
     "config.set": Operation(ConfigSetArgs, "work"),
     "diag.collect": Operation(DiagCollectArgs, "work"),
     "agent.update": Operation(AgentUpdateArgs, "work"),
-    "agent.restart": Operation(AgentRestartArgs, "work", after_restart="succeeded"),
+    "agent.restart": Operation(AgentRestartArgs, "control", after_restart="succeeded"),
 }
 
 

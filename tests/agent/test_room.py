@@ -62,6 +62,13 @@ def test_equal_shares_are_refused_once_the_slots_are_known() -> None:
     assert not is_hopeless(places, "c", 0, SLOTS, QUEUE)
 
 
+def test_clients_that_read_slowly_take_no_place_in_the_queue() -> None:
+    stalled = [Place("a", 0, has_begun=True)] * 20
+    assert not is_hopeless(stalled, "a", 0, SLOTS, QUEUE)
+    assert not is_hopeless([*stalled, *[Place("a", 0)] * (QUEUE - 1)], "a", 0, SLOTS, QUEUE)
+    assert is_hopeless([*stalled, *[Place("a", 0)] * QUEUE], "a", 0, SLOTS, QUEUE)
+
+
 def test_places_are_given_back() -> None:
     room = Room()
     with room.taking("m", "a", 0), room.taking("m", "a", 0) as second:

@@ -9,9 +9,10 @@ import pytest
 
 from agent.config import Alias
 from agent.gateway.side import OwnNames
-from agent.http.collaborators import Meant
+from agent.http.collaborators import Meant, ServiceFailure
 from agent.reconcile import Reconciler
 from agent.served import ServedModels
+from agent.state import Desired
 
 ALIASES = {
     "deepseek-chat": Alias(model="qwen", thinking=False),
@@ -25,7 +26,9 @@ ALIASES = {
 def served() -> ServedModels:
     models = ServedModels({}, ALIASES, 1024)
     known: Any = SimpleNamespace(
-        models={"qwen": None, "a:b": None}, manifest=lambda name: SimpleNamespace(aliases=("q",) * (name == "qwen"))
+        models={"qwen": None, "a:b": None},
+        manifest=lambda name: SimpleNamespace(aliases=("q",) * (name == "qwen")),
+        desired=SimpleNamespace(value=Desired(("later",))),
     )
     models.reconciler = cast("Reconciler", known)
     return models
@@ -54,3 +57,10 @@ def served() -> ServedModels:
 def test_a_whole_name_comes_before_its_parts(served: ServedModels, name: str, meant: Meant, is_own: bool, is_known: bool) -> None:
     names = OwnNames(served)
     assert (names.meant(name), names.is_own(name), names.is_known(name)) == (meant, is_own, is_known)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("later", "not_ready"), ("gpt-9", "unknown_model")])
+def test_what_has_not_had_its_turn_is_on_its_way(served: ServedModels, name: str, reason: str) -> None:
+    with pytest.raises(ServiceFailure) as failure:
+        served.resolve(name)
+    assert failure.value.reason == reason

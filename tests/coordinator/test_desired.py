@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import anyio
 import pytest
 
+from agent.link.broker import PublishRefused
+from agent.link.mqtt import Link
 from agent.protocol import topics
 from agent.protocol.messages import Desired, DesiredModel, DesiredPipeline, State
 from agent.protocol.wire import MessageError, decode
@@ -129,7 +132,29 @@ async def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path: Path) -> 
         assert coordinator.registry.desired("edge-a") is None
 
 
+async def test_what_the_broker_refuses_is_not_wanted_later(tmp_path: Path) -> None:
+    class Refusing:
+        async def publish(self, *_: Any, **__: Any) -> None:
+            raise PublishRefused("not authorised")
+
+    async with offline(tmp_path) as coordinator:
+        first, _ = await coordinator.control.desired.want("edge-a", MODELS, [])
+        coordinator.control.orders.link = cast("Link", Refusing())
+        with pytest.raises(PublishRefused):
+            await coordinator.control.desired.want("edge-a", [], [])
+        assert coordinator.registry.desired("edge-a") == first
+
+
+async def test_a_document_of_another_version_is_ignored(tmp_path: Path) -> None:
+    async with offline(tmp_path) as coordinator:
+        await coordinator.control.desired.want("edge-a", MODELS, [])
+        coordinator.registry._database.execute("""UPDATE desired SET document = '{"rev": "new"}'""")
+        assert coordinator.registry.desired("edge-a") is None
+        await coordinator.control.desired.reissue()
+
+
 def test_the_record_is_for_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "coordinator.sqlite").touch(mode=0o644)  # of an earlier version
     with closing(Registry(tmp_path / "coordinator.sqlite")) as registry:
         registry.want("edge-a", Desired(rev=1, pipelines=(BELT,)))
         files = list(tmp_path.glob("coordinator.sqlite*"))

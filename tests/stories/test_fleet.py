@@ -63,7 +63,7 @@ async def test_a_document_is_applied_refused_and_outlives_a_restart_by_order(tmp
             await until(ended, 30, "the order ends with the node's next start")
             await node.until_serving("conveyor-detr")
 
-        async with house.node(settings, {"INVOCATION_ID": "", "NOTIFY_SOCKET": ""}) as node:  # nobody would start it again
+        async with house.node(settings, {"NOTIFY_SOCKET": ""}) as node:  # nobody would start it again
             await until(registered, 30, "the node registers")
             status, words = await fleet(house, "send", "edge-a", "agent.restart")
             assert status == 1 and "HOTSPARE_SUPERVISED" in words, words

@@ -82,6 +82,14 @@ def wait_s(allowances: Allowances, rules: KeyRules) -> int | None:
     return None
 
 
+def test_a_line_that_ends_after_its_key_was_struck_off_costs_nobody() -> None:
+    allowances, other, rules = Allowances(Clock()), b"2" * 32, KeyRules(tokens_per_minute=10)
+    assert allowances.overdrawn_s(ONE, {ONE: rules}) == 0.0
+    allowances.enter(other, {other: rules})
+    allowances.pay(ONE, 100)
+    allowances.leave(other, 5)
+
+
 @given(st.integers(1, 200), st.lists(st.floats(0, 30), min_size=1, max_size=300))
 def test_no_minute_has_more_requests_than_a_full_bucket_and_what_flows_in(per_minute: int, pauses: list[float]) -> None:
     clock, rules, granted = Clock(), KeyRules(requests_per_minute=per_minute), 0
