@@ -100,6 +100,7 @@ def test_r8_what_moves_the_lease_is_never_in_the_lane_of_builds() -> None:
         "drain",
         "cancel",
         "ping",
+        "agent.restart",
     }
     assert all(operation.lane == "control" for operation in OPS.values() if operation.moves_lease)
 
