@@ -19,7 +19,7 @@ from agent.protocol.wire import wire_now
 MAX_WHOLE_BYTES = 64 << 20
 # After [DONE] only the end of the body is left to come. Who leaves before it must close the connection, and the next request pays for a
 # new one, with TLS.
-LAST_BYTES_S = 0.5
+LAST_BYTES_S = 0.1
 # RFC 9110, 7.6.1; then what belongs to one hop because we write it anew, and what says who asks here and not there.
 HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding",
