@@ -29,7 +29,7 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 @asynccontextmanager
 async def api(coordinator: Coordinator, token_file: Path | None = None) -> AsyncIterator[httpx.AsyncClient]:
     app = build_app(coordinator.control, coordinator.registry, token_file)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://coordinator") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://127.0.0.1:8090") as client:
         yield client
 
 
