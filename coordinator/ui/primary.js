@@ -1,6 +1,6 @@
 // The primary in words, and its last hour as a strip: each probe's answer above, who answered its clients below.
 import { byId, changed, make } from "./dom.js";
-import { span } from "./words.js";
+import { cut, span } from "./words.js";
 
 const COLUMNS = 240; // of 15 s
 const HOUR_S = 3600;
@@ -23,7 +23,7 @@ export function drawPrimary(fleet) {
     ? `${serving.length ? `${serving.length} ${serving.length === 1 ? "node answers" : "nodes answer"} for it.` : "No node answers for it."}`
     : primary.is_certain ? "Its clients are served by it." : "Taken for up until enough probes say so.";
   const facts = {
-    "Last probe": probe ? `${probe.reason}${probe.latency_ms ? `, ${Math.round(probe.latency_ms)} ms` : ""}` : "none yet",
+    "Last probe": probe ? `${cut(probe.reason, 100)}${probe.latency_ms ? `, ${Math.round(probe.latency_ms)} ms` : ""}` : "none yet",
     Certain: primary.is_certain ? "yes" : "not yet",
     Broker: fleet.broker_connected ? "connected" : "not connected",
     Term: String(fleet.term),

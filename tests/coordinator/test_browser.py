@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from anyio import from_thread, to_thread
 
+from agent.gateway.probe import Probe
 from agent.protocol.messages import Event, Hardware, Meta, ModelState, PipelineState, State
 from agent.protocol.ulid import new_ulid
 from agent.protocol.wire import wire_now
@@ -196,6 +197,8 @@ async def test_nothing_overflows(page: Browser, tmp_path: Path, width: int) -> N
     async with offline(tmp_path) as coordinator, served(coordinator) as url:
         models = tuple(ModelState(name=f"{'long' * 15}-{n}", status="failed", message="m" * 500) for n in range(9))
         pipelines = tuple(PipelineState(id=f"gate-{n}", status=status, message="p" * 500) for n, status in enumerate(CAMERA_STATES))
+        coordinator.control.primary.last_probe = Probe(False, 5.0, "x" * 500)
+        coordinator.control.problems.note("nginx", "y" * 500)
         store = coordinator.registry.store
         store("meta", Meta(node="edge-a", boot="b", agent="1" * 128, ops=("ping", "drain"), hw=Hardware(module="M" * 128, mem_mb=64_000)))
         store("state", State(node="edge-a", boot="b", seq=1, mode="standby", epoch=4, models=models, pipelines=pipelines))
