@@ -200,7 +200,16 @@ async def test_nothing_overflows(page: Browser, tmp_path: Path, width: int) -> N
         coordinator.control.primary.last_probe = Probe(False, 5.0, "x" * 500)
         coordinator.control.problems.note("nginx", "y" * 500)
         store = coordinator.registry.store
-        store("meta", Meta(node="edge-a", boot="b", agent="1" * 128, ops=("ping", "drain"), hw=Hardware(module="M" * 128, mem_mb=64_000)))
+        store(
+            "meta",
+            Meta(
+                node="edge-a",
+                boot="b",
+                agent="1" * 128,
+                ops=("ping", "drain", "agent.restart"),
+                hw=Hardware(module="M" * 128, mem_mb=64_000),
+            ),
+        )
         store("state", State(node="edge-a", boot="b", seq=1, mode="standby", epoch=4, models=models, pipelines=pipelines))
 
         def measure() -> None:
@@ -211,6 +220,7 @@ async def test_nothing_overflows(page: Browser, tmp_path: Path, width: int) -> N
                 assert page.run("return document.documentElement.scrollWidth <= innerWidth")
                 page.click("#nodes .name")
                 page.until(lambda: "Orders" in page.text("#node-parts"), "no details", PATIENCE_S)
+                assert page.text("#node-actions") == "DrainRestartPing", "what this node does not know is offered, or what it knows is not"
                 assert page.run("return document.querySelector('#node-dialog').scrollWidth <= innerWidth")
             finally:
                 page.emulate("Emulation.clearDeviceMetricsOverride")
