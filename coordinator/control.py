@@ -57,7 +57,7 @@ class Control:
         self.problems = Problems()
         self.orders = Orders(settings.name, leases.command_deadline_s, registry, self._roster, self.problems)
         self.desired = DesiredDocuments(registry, self.orders)
-        self.primary = PrimaryWatch(settings.primary, client)
+        self.primary = PrimaryWatch(settings.primary, client, self._serving)
         self.term = 0
 
     async def run(self) -> None:
@@ -67,6 +67,10 @@ class Control:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.primary.run)
             tasks.start_soon(self._keep_connected)
+
+    @property
+    def name(self) -> str:
+        return self._settings.name
 
     @property
     def is_connected(self) -> bool:
@@ -79,6 +83,13 @@ class Control:
         """`online`, or why it is not."""
         row = self._registry.node(node)
         return self._roster.why(row, anyio.current_time()) if row else "unknown"
+
+    def silence_of(self, node: str) -> float | None:
+        """Seconds since this process heard of it; None where it never did."""
+        return self._roster.silence_s(node, anyio.current_time())
+
+    def _serving(self) -> list[str]:
+        return [view.node for view in self._roster.views(anyio.current_time()) if view.is_online and view.mode in ("active", "autonomous")]
 
     async def forget(self, node: str) -> bool:
         """Drop a node from the record and what the broker keeps of it. Whether it was known; it comes back if it speaks again."""

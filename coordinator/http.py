@@ -1,24 +1,33 @@
-"""The operator's window: fleet, commands and events as JSON. Bound to loopback by default; with a token file every call needs the token."""
+"""The operator's window: a page, and fleet, commands and events as JSON. Bound to loopback by default.
+
+With a token file every call needs the token, but for the page itself, which holds no data; without one, `callers.py` says who may order.
+"""
 
 from __future__ import annotations
 
 import hmac
 import sqlite3
+from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from agent.http.page import serving
 from agent.link.broker import LinkLost, PublishRefused
 from agent.protocol.messages import DesiredModel, DesiredPipeline
-from agent.protocol.wire import MessageError
+from agent.protocol.wire import MessageError, wire_now
 from agent.worker.addresses import redacted
+from coordinator import page
+from coordinator.callers import refusal
 from coordinator.control import Control
-from coordinator.decide import NodeView
 from coordinator.orders import NotActing
-from coordinator.registry import CommandRow, NodeRow, Registry
+from coordinator.registry import NO_NUMBER, CommandRow, Registry
+from coordinator.summary import Known, summary
 
 FAILURES: dict[type[Exception], int] = {MessageError: 422, NotActing: 409, PublishRefused: 502, LinkLost: 503, sqlite3.Error: 503}
 
@@ -42,8 +51,8 @@ class WantRequest(BaseModel):
     pipelines: list[DesiredPipeline] = Field(default_factory=list, max_length=64)
 
 
-def build_app(control: Control, registry: Registry, token_file: Path | None) -> FastAPI:
-    """The coordinator's API. `token_file` is read once; None leaves the API open to whoever reaches its port.
+def build_app(control: Control, registry: Registry, token_file: Path | None, host: str = "127.0.0.1") -> FastAPI:
+    """The coordinator's API and page. `token_file` is read once; None leaves the API open to whoever reaches its port at `host`.
 
     Raises OSError if the token cannot be read, ValueError if it is empty.
     """
@@ -54,6 +63,10 @@ def build_app(control: Control, registry: Registry, token_file: Path | None) -> 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if token and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "give the coordinator's token as Authorization: Bearer …")
+
+    def unforced(request: Request) -> None:
+        if (problem := refusal(request.method, request.headers, host, bool(token))) is not None:
+            raise HTTPException(*problem)
 
     async def failed(_request: Request, error: Exception) -> JSONResponse:
         status = next(status for kind, status in FAILURES.items() if isinstance(error, kind))
@@ -68,7 +81,8 @@ def build_app(control: Control, registry: Registry, token_file: Path | None) -> 
         return {"status": "alive", "broker": control.is_connected, "term": control.term}
 
     app.include_router(_reading(control, registry), dependencies=[Depends(authorised)])
-    app.include_router(_ordering(control, registry), dependencies=[Depends(authorised)])
+    app.include_router(_ordering(control, registry), dependencies=[Depends(authorised), Depends(unforced)])
+    app.include_router(serving(page.sources(), page.POLICY))
     return app
 
 
@@ -76,17 +90,48 @@ def _reading(control: Control, registry: Registry) -> APIRouter:
     router = APIRouter()
 
     @router.get("/fleet")
-    async def fleet() -> dict[str, Any]:
-        views = control.views()
-        rival = control.orders.rival
+    async def fleet() -> JSONResponse:
+        """Everything that a list of the fleet needs, in one answer; written out here because it may be long."""
+        rival, now_s, now = control.orders.rival, anyio.current_time(), wire_now()
+        is_down, problems = control.primary.health.is_down, control.problems.open
+        return JSONResponse(
+            {
+                "coordinator": control.name,
+                "broker_connected": control.is_connected,
+                "term": control.term,
+                "rival": rival.coordinator if rival else None,
+                "problems": problems,
+                "messages_dropped": control.problems.faults,
+                "primary": _primary(control),
+                "last_event": registry.last_event(),
+                "nodes": [summary(known, is_down, now_s, now) for known in _known(control, registry)],
+            }
+        )
+
+    @router.get("/primary")
+    async def primary() -> dict[str, Any]:
+        """The last hour of it and of who answered in its place, the oldest first."""
+        settings = control.primary.settings
+        stretches = [
+            {
+                "number": stretch.number,
+                "began_at": stretch.began_at.isoformat(),
+                "probes": stretch.probes,
+                "failed": stretch.failed,
+                "latency_ms": None if stretch.latency_ms is None else round(stretch.latency_ms, 1),
+                "reason": stretch.reason,
+                "is_down": stretch.is_down,
+                "serving": stretch.serving,
+                "names": stretch.names,
+            }
+            for stretch in control.primary.past.stretches
+        ]
         return {
-            "broker_connected": control.is_connected,
-            "term": control.term,
-            "rival": rival.coordinator if rival else None,
-            "problems": control.problems.open,
-            "messages_dropped": control.problems.faults,
-            "primary": _primary(control),
-            "nodes": [{**_summary(row, views[row.node]), "presence": control.presence_of(row.node)} for row in registry.nodes()],
+            **_primary(control),
+            "url": settings.url,
+            "interval_s": settings.interval_s,
+            "now": wire_now().isoformat(),
+            "past": stretches,
         }
 
     @router.get("/fleet/{node}")
@@ -125,9 +170,12 @@ def _reading(control: Control, registry: Registry) -> APIRouter:
 
     @router.get("/events")
     async def events(
-        after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[int, Query(ge=1, lt=1 << 63)] = NO_NUMBER,
     ) -> list[dict[str, Any]]:
-        return [{"number": number, **event} for number, event in registry.events(after, limit)]
+        """After a number the next `limit`, else the newest; of those before `before`. The oldest first."""
+        return [{"number": number, **event} for number, event in registry.events(after, limit, before)]
 
     return router
 
@@ -163,20 +211,18 @@ def _ordering(control: Control, registry: Registry) -> APIRouter:
 def _primary(control: Control) -> dict[str, Any]:
     health, probe = control.primary.health, control.primary.last_probe
     last = {"is_good": probe.is_good, "latency_ms": round(probe.latency_ms, 1), "reason": probe.reason} if probe else None
-    return {"is_down": health.is_down, "is_certain": health.is_certain, "last_probe": last}
+    past = control.primary.past.stretches
+    newest = past[-1].number if past else 0
+    return {"is_down": health.is_down, "is_certain": health.is_certain, "last_probe": last, "newest": newest}
 
 
-def _summary(row: NodeRow, view: NodeView) -> dict[str, Any]:
-    return {
-        "node": row.node,
-        "is_online": view.is_online,
-        "is_ready": view.is_ready,
-        "is_drained": row.is_drained,
-        "mode": view.mode,
-        "epoch": row.epoch,
-        "lease": view.lease.kind if view.lease else None,
-        "models": [model.name for model in row.state.models if model.status == "serving"] if row.state else [],
-    }
+def _known(control: Control, registry: Registry) -> Iterator[Known]:
+    views, problems = control.views(), control.problems.open
+    for row in registry.nodes():
+        node = row.node
+        yield Known(
+            row, views[node], control.presence_of(node), control.silence_of(node), registry.wanted_revision(node), problems.get(node, "")
+        )
 
 
 def _command(row: CommandRow) -> dict[str, Any]:
@@ -187,5 +233,6 @@ def _command(row: CommandRow) -> dict[str, Any]:
         "epoch": row.command.epoch,
         "status": row.status,
         "is_final": row.is_final,
+        "issued_at": datetime.fromtimestamp(row.issued_s, timezone.utc).isoformat(timespec="seconds"),
         "result": row.result.model_dump(mode="json", exclude_none=True) if row.result else None,
     }

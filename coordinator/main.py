@@ -36,20 +36,25 @@ async def run_coordinator(settings: CoordinatorSettings) -> None:
         bound = stack.enter_context(socket.create_server((settings.http.host, settings.http.port), family=family))
         async with httpx.AsyncClient(follow_redirects=False, trust_env=False) as client:
             control = Control(settings, registry, client)
-            app = build_app(control, registry, settings.http.token_file)
+            app = build_app(control, registry, settings.http.token_file, settings.http.host)
             server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", server_header=False, access_log=False))
             serving = anyio.Event()
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(control.run)
                     tasks.start_soon(_serve, server, bound, serving)
-                    logger.info("coordinator listens on http://%s:%d", settings.http.host, bound.getsockname()[1])
+                    url = _url(settings.http.host, bound.getsockname()[1])
+                    logger.info("coordinator listens on %s, fleet page: %s/", url, url)
                     async for _ in signals:
                         break
                     server.should_exit = True
                     with anyio.move_on_after(STOP_S):
                         await serving.wait()
                     tasks.cancel_scope.cancel()
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _serve(server: uvicorn.Server, bound: socket.socket, ended: anyio.Event) -> None:

@@ -48,6 +48,7 @@ MIGRATIONS = (
 )
 EVENTS_KEPT = 10_000
 COMMANDS_KEPT = 50_000
+NO_NUMBER = (1 << 63) - 1  # higher than any event's
 EXPIRED = "expired"  # closed by the coordinator because nobody answered; what the node says later still counts
 
 Report = Presence | Meta | State | Heartbeat
@@ -98,6 +99,7 @@ class Registry:
         self._migrate()
         columns = "node, epoch, is_drained, is_silent, presence, meta, state, heartbeat"
         self._rows = {row[0]: _node_row(row) for row in self._database.execute(f"SELECT {columns} FROM nodes ORDER BY node")}
+        self._revisions = {node: document.rev for node in self.wanting() if (document := self.desired(node)) is not None}
 
     def close(self) -> None:
         self._database.close()
@@ -159,6 +161,7 @@ class Registry:
             self._database.execute("DELETE FROM desired WHERE node = ?", (node,))
             self._database.execute("UPDATE commands SET status = ?, is_final = 1 WHERE node = ? AND is_final = 0", (EXPIRED, node))
         del self._rows[node]
+        self._revisions.pop(node, None)
         return True
 
     def _update(self, node: str, **values: int) -> None:
@@ -183,6 +186,10 @@ class Registry:
             logger.warning("the desired state of %s on record is unreadable and ignored: %s", node, error.errors()[0]["msg"])
             return None
 
+    def wanted_revision(self, node: str) -> int | None:
+        """Of the desired document; from memory, for lists of the whole fleet."""
+        return self._revisions.get(node)
+
     def wanting(self) -> list[str]:
         """Nodes with a desired document."""
         return [node for (node,) in self._database.execute("SELECT node FROM desired ORDER BY node")]
@@ -193,6 +200,10 @@ class Registry:
                 self._database.execute("DELETE FROM desired WHERE node = ?", (node,))
             else:
                 self._database.execute("INSERT OR REPLACE INTO desired VALUES (?, ?)", (node, document.model_dump_json()))
+        if document is None:
+            self._revisions.pop(node, None)
+        else:
+            self._revisions[node] = document.rev
 
     # Commands
 
@@ -262,14 +273,16 @@ class Registry:
             self._database.execute("DELETE FROM events WHERE number <= (SELECT max(number) FROM events) - ?", (EVENTS_KEPT,))
         return done.rowcount > 0
 
-    def events(self, after: int = 0, limit: int = 100) -> list[tuple[int, dict[str, Any]]]:
-        """Numbered events after the given number, or the newest `limit` for 0."""
-        query = (
-            "SELECT number, event FROM events WHERE number > ? ORDER BY number LIMIT ?"
-            if after
-            else "SELECT * FROM (SELECT number, event FROM events WHERE number > ? ORDER BY number DESC LIMIT ?) ORDER BY number"
-        )
-        return [(number, json.loads(text)) for number, text in self._database.execute(query, (after, limit))]
+    def events(self, after: int = 0, limit: int = 100, before: int = NO_NUMBER) -> list[tuple[int, dict[str, Any]]]:
+        """Numbered events after the given number, or the newest `limit` for 0; all of them before `before`. The oldest first."""
+        query = "SELECT number, event FROM events WHERE number > ? AND number < ? ORDER BY number"
+        query = f"{query} LIMIT ?" if after else f"SELECT * FROM ({query} DESC LIMIT ?) ORDER BY number"
+        return [(number, json.loads(text)) for number, text in self._database.execute(query, (after, before, limit))]
+
+    def last_event(self) -> int:
+        """The number of the newest, 0 before the first."""
+        number: int | None = self._database.execute("SELECT max(number) FROM events").fetchone()[0]
+        return number or 0
 
     def _migrate(self) -> None:
         done = self._database.execute("PRAGMA user_version").fetchone()[0]

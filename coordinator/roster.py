@@ -127,6 +127,10 @@ class Roster:
             return "unknown"
         return row.presence.reason if row.presence.state == "offline" else "silent"
 
+    def silence_s(self, node: str, now_s: float) -> float | None:
+        heard_at_s = self._of(node).heard_at_s
+        return None if heard_at_s == NEVER else now_s - heard_at_s
+
     def views(self, now_s: float) -> list[NodeView]:
         return [self.view(row, now_s) for row in self._registry.nodes()]
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.mark.timeout(300)
 def test_a_small_run_gives_accuracy_and_parts_and_names_what_is_missing(test_data: Path, tmp_path: Path) -> None:
     file = tmp_path / "vision.json"
-    sizes = ("--models", "deimv2-femto", "--rounds", "1", "--cache", str(tmp_path / "cache"), "--json", str(file))
+    sizes = ("--models", "d-fine-n", "deimv2-femto", "--rounds", "1", "--cache", str(tmp_path / "cache"), "--json", str(file))
     done = subprocess.run(
         [sys.executable, "-m", "bench.vision", *sizes, "--peer-python", "/bin/false"], cwd=ROOT, capture_output=True, text=True,
         timeout=280, env={**os.environ, "HOTSPARE_TEST_DATA": str(test_data)}, check=False,

@@ -212,8 +212,9 @@ def _welcome(stage: Layout, primary: SwitchablePrimary, console: Console) -> Non
     fleet = f"{Path(sys.executable).parent / 'hotspare'} fleet --coordinator {stage.coordinator_url} ls"
     console.rule("Hotspare is running")
     console.print(
-        f"\nOpen [bold cyan]{stage.node_url}/[/bold cyan]: camera, chat, models, and the switch of the cloud API.\n", highlight=False
+        f"\nOpen [bold cyan]{stage.node_url}/[/bold cyan]: camera, chat, models, and the switch of the cloud API.", highlight=False
     )
+    console.print(f"The fleet as its operator sees it: [bold cyan]{stage.coordinator_url}/[/bold cyan]\n", highlight=False)
     console.print("Three commands to try in another terminal:\n")
     for summary, command in (
         ("ask the front door, where the cloud answers while it is up", ask),

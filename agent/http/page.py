@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 
 from fastapi import APIRouter
@@ -26,22 +27,28 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+HEADERS = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+FOLDER = files("agent.http") / "ui"
 
 
 def router() -> APIRouter:
+    return serving({name: ((FOLDER / name).read_bytes(), kind) for name, kind in FILES.items()}, POLICY)
+
+
+def serving(sources: Mapping[str, tuple[bytes, str]], policy: str) -> APIRouter:
+    """`index.html` at `/`, each file below `/ui/`, with its content type. The coordinator's page too."""
     routes = APIRouter()
-    folder = files("agent.http") / "ui"
 
     def serve(path: str, name: str) -> None:
-        content, kind = (folder / name).read_bytes(), FILES[name]
+        content, kind = sources[name]
+        headers = {**HEADERS, "Content-Security-Policy": policy, "Content-Type": kind}
 
         async def page() -> Response:
-            return Response(content, headers={**HEADERS, "Content-Type": kind})
+            return Response(content, headers=headers)
 
         routes.add_api_route(path, page, methods=["GET"], response_model=None, include_in_schema=False)
 
     serve("/", "index.html")
-    for name in FILES:
+    for name in sources:
         serve(f"/ui/{name}", name)
     return routes

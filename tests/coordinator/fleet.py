@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import httpx
+import uvicorn
 from anyio.abc import TaskGroup
 
 from agent.link.backoff import BackoffPolicy
@@ -28,10 +29,13 @@ from agent.standby import Standby
 from agent.telemetry.generic import boot_clock_s
 from coordinator.config import CoordinatorSettings
 from coordinator.control import Control
+from coordinator.http import build_app
+from coordinator.main import _serve, _Server
 from coordinator.registry import Registry
 from tests.agent.link.broker import Mosquitto
 
 DEADLINE_S = 15.0
+TINY = ModelState(name="tiny", status="serving", task="generation")
 NOWHERE = "http://127.0.0.1:9"
 QUICK = SessionSettings(
     heartbeat_active_s=0.2,
@@ -79,6 +83,8 @@ async def fleet_node(
     settings: SessionSettings = QUICK,
     port: int = 8443,
     revision: int = 0,
+    agent: str = "0.1",
+    models: tuple[ModelState, ...] = (TINY,),
 ) -> AsyncIterator[Node]:
     """All of a node's link: journal, commands, session, lease; `folder` is its disk, `revision` that of the document it has taken."""
     await anyio.Path(folder).mkdir(exist_ok=True)
@@ -109,13 +115,12 @@ async def fleet_node(
             clock_is_synced=lambda: True,
             report_fault=events.fault,
         )
-        meta = MetaBody(agent="0.1", ops=commands.ops, endpoint=Endpoint(host="127.0.0.1", port=port), backup=Backup(weight=2))
-        tiny = ModelState(name="tiny", status="serving", task="generation")
+        meta = MetaBody(agent=agent, ops=commands.ops, endpoint=Endpoint(host="127.0.0.1", port=port), backup=Backup(weight=2))
         documents: list[Desired] = []
 
         def state() -> StateBody:
             latest = max((document.rev for document in documents), default=revision)
-            return StateBody(models=(tiny,), desired_rev=latest, applied_rev=latest)
+            return StateBody(models=models, desired_rev=latest, applied_rev=latest)
 
         def came(document: Desired) -> None:
             documents.append(document)
@@ -193,3 +198,21 @@ async def running_coordinator(settings: CoordinatorSettings) -> AsyncIterator[Co
             tasks.cancel_scope.cancel()
     finally:
         registry.close()
+
+
+@asynccontextmanager
+async def served(coordinator: Coordinator, token_file: Path | None = None) -> AsyncIterator[str]:
+    """Its API and page on a real port; gives the address."""
+    app = build_app(coordinator.control, coordinator.registry, token_file)
+    server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", access_log=False, timeout_graceful_shutdown=2))
+    ended = anyio.Event()
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_serve, server, bound, ended)
+            await until(lambda: server.started)
+            try:
+                yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+            finally:
+                server.should_exit = True
+                with anyio.move_on_after(DEADLINE_S, shield=True):
+                    await ended.wait()

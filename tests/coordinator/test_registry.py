@@ -124,6 +124,9 @@ def test_events_are_read_from_a_number_on_or_the_newest(registry: Registry) -> N
     assert [told["class"] for _, told in registry.events(limit=2)] == ["d", "e"]
     assert [told["class"] for _, told in registry.events(after=2, limit=2)] == ["c", "d"]
     assert registry.events(after=5) == []
+    assert [told["class"] for _, told in registry.events(before=5, limit=2)] == ["c", "d"]
+    assert registry.events(after=2, before=4)[0][0] == 3 and len(registry.events(after=2, before=4)) == 1
+    assert registry.last_event() == 5
 
 
 def test_old_events_and_final_commands_are_let_go_and_open_ones_are_not(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
