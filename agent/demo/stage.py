@@ -206,7 +206,7 @@ def _show(progress: Progress, bar: TaskID, model: Mapping[str, Any]) -> None:
 
 
 def _welcome(stage: Layout, primary: SwitchablePrimary, console: Console) -> None:
-    body = json.dumps({"model": "deepseek-chat", "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    body = json.dumps({"model": "deepseek-chat", "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
     ask = f"curl -s {stage.front_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     switch = f"curl -s -X POST '{primary.switch_url}?on=false'"
     fleet = f"{Path(sys.executable).parent / 'hotspare'} fleet --coordinator {stage.coordinator_url} ls"
