@@ -112,7 +112,7 @@ async def run_demo(folder: Path | None, video: Path | None, console: Console) ->
     try:
         for name in ("broker", "nginx", "coordinator", "node", "log"):
             (stage.folder / name).mkdir(parents=True, exist_ok=True)
-        with exclusive(stage.folder / "demo.lock", 0.0, f"the demo in {stage.folder}; end that one, or give --state another folder"):
+        with exclusive(stage.folder / "demo.lock", 0.0, f"the demo in {stage.folder} (--state takes another folder)"):
             console.print(f"Hotspare demo, state in [bold]{escape(str(stage.folder))}[/bold]", highlight=False, soft_wrap=True)
             return await _perform(stage, video, console)
     except StoreBusy as error:
