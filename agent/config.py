@@ -77,6 +77,8 @@ class HttpSettings(Slice):
 
     in_flight   inference requests that this node answers itself at the same time; one more is told to come back (429)
     forwarded   those that wait for the primary, or for a kept answer, beside them
+    names       public names by which browsers may ask for cameras, events and orders where no key is asked for; plain addresses, local
+                names, `host` and `advertise` always may
     """
 
     host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_-]{0,252}$")
@@ -85,6 +87,7 @@ class HttpSettings(Slice):
     keys_file: Path | None = None
     in_flight: int = Field(default=32, ge=1, le=4096)
     forwarded: int = Field(default=256, ge=1, le=4096)
+    names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$")], ...] = ()
 
 
 class MqttSettings(Slice):

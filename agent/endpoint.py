@@ -12,6 +12,13 @@ from agent.protocol.messages import Endpoint
 WILDCARDS = ("0.0.0.0", "::")
 
 
+def own_names(settings: Settings) -> frozenset[str]:
+    """What this node is called by its own configuration, in small letters."""
+    http = settings.http
+    advertised = http.advertise.rpartition(":")[0].strip("[]")
+    return frozenset(name.lower() for name in (http.host, advertised, *http.names) if name)
+
+
 def configured_endpoint(settings: Settings, port: int) -> Endpoint | None:
     """`port` is the one that was bound. None: the node listens on all addresses, and only the network knows which one is meant."""
     if settings.http.advertise:

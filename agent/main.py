@@ -26,7 +26,7 @@ from agent.config import Settings
 from agent.deployments import LocalDeployments
 from agent.desired import DesiredState
 from agent.documents import Documents
-from agent.endpoint import configured_endpoint, page_url, routed_endpoint
+from agent.endpoint import configured_endpoint, own_names, page_url, routed_endpoint
 from agent.engine_locks import folders_in_use
 from agent.engine_options import node_options
 from agent.gateway.keys import KeyFile
@@ -199,6 +199,7 @@ class _Node:
             cameras=self.cameras.orders,
             sightings=self.cameras.keeper,
             meant=self._served.meant,
+            names=own_names(self.settings),
             batches=batches.store,
         )
         http = self.settings.http

@@ -89,7 +89,9 @@ def exclusive(path: Path, timeout_s: float, what: str) -> Iterator[None]:
     with path.open("ab") as stream:
         while not try_lock(stream.fileno(), fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
-                raise StoreBusy(f"another process is busy with {what}; after {timeout_s:.0f} s it still was. Wait for it or end it, then try again")
+                raise StoreBusy(
+                    f"another process is busy with {what}; after {timeout_s:.0f} s it still was. Wait for it or end it, then try again"
+                )
             time.sleep(POLL_S)
         yield
 

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "agent.link.mqtt",
         "agent.link.broker",
         "agent.gateway.probe",
+        "agent.http.hosts",
         "agent.http.page",  # how a page's files are served, and the style that both pages have
         "agent.worker.addresses",
     ),

@@ -348,7 +348,7 @@ class Services:
 
     `around` puts the gateway and the answer cache between the door and the endpoints; `record` is told how each inference request ended,
     `sla` reports what that came to. `meant` reads a client's name of a model; an unknown one stands for itself.
-    `batches` None: no files are kept here.
+    `batches` None: no files are kept here. `names`: what this node is called where no keys are asked for (agent/http/hosts.py).
     """
 
     node_id: str
@@ -366,6 +366,7 @@ class Services:
     sightings: Sightings | None = None
     meant: Callable[[str], Meant] = split_name
     batches: BatchStore | None = None
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

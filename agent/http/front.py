@@ -10,6 +10,7 @@ import hmac
 import logging
 import re
 import time
+from collections.abc import Collection
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,11 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent.http.allowance import Allowances
 from agent.http.collaborators import Limits, Services
 from agent.http.errors import ApiError, answer_of, invalid, refused
+from agent.http.hosts import can_be_turned, is_of_another_page
 from agent.http.in_flight import InFlight, too_many
 from agent.http.keys import Keys
 from agent.http.metrics import Metrics
 from agent.http.outcome import Outcome, answered
-from agent.http.paths import FILES, INFERENCE, OPEN_WITHOUT_KEY, is_inference
+from agent.http.paths import FILES, INFERENCE, OPEN_WITHOUT_KEY, is_inference, is_private
 from agent.mode import Refused
 
 LOG = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class Front:
         keys = self._services.keys()
         problem = (
             _key_problem(scope, keys)
+            or _page_problem(scope, keys, self._services.names)
             or (self._gate_problem() if is_asked else None)
             or self._length_problem(scope)
             or _take_deadline(scope)
@@ -210,6 +213,23 @@ def _key_problem(scope: Scope, keys: Keys) -> ApiError | None:
         401, "this node wants an API key: send 'Authorization: Bearer <key>' or 'X-Api-Key: <key>'", type_="authentication_error",
         code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
     )  # fmt: skip
+
+
+def _page_problem(scope: Scope, keys: Keys, own: Collection[str]) -> ApiError | None:
+    """Pages of other sites get nothing private. With keys they have none; balancers pass any name on, so inference takes all."""
+    if keys or not is_private(scope["path"]):
+        return None
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    if not can_be_turned(host, own) and not is_of_another_page(host, headers.get("origin")):
+        return None
+    return ApiError(
+        403,
+        f"without API keys this is for plain addresses and local names only, and for no page of another site; it came for {host[:120]!r}. "
+        "Set [http] keys_file, or name it in [http] names",
+        type_="permission_error",
+        code="foreign_page",
+    )
 
 
 def _key_digest(scope: Scope) -> bytes:

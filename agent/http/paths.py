@@ -11,7 +11,14 @@ INFERENCE = frozenset(
     for path in ("/chat/completions", "/completions", "/responses", "/embeddings", "/rerank", "/batch", "/classify", "/detect")
 )
 FILES = frozenset(prefix + "/files" for prefix in PREFIXES)
+# What is nobody else's business: pictures, what was asked, and orders.
+OURS = tuple(f"{prefix}/{name}" for prefix in PREFIXES for name in ("files", "batches", "deployments"))
+PRIVATE = ("/cameras", "/events", "/node", "/demo", *OURS)
 OPEN_WITHOUT_KEY = frozenset({"/", "/healthz", "/livez", "/readyz", "/metrics"})
+
+
+def is_private(path: str) -> bool:
+    return any(path == own or path.startswith(f"{own}/") for own in PRIVATE)
 
 
 def is_inference(scope: Scope) -> bool:
