@@ -70,6 +70,9 @@ class Counts(Record):
         return self.completed + self.failed
 
 
+NO_COUNTS = Counts()
+
+
 class Batch(Kept):
     """One batch; `expires_at` ends its window. `output_id` and `error_id` are names of files that come to be when it ends.
 
@@ -86,7 +89,7 @@ class Batch(Kept):
     metadata: Mapping[str, str] | None = None
     status: Status = "validating"
     total: int = 0
-    counts: Counts = Counts()
+    counts: Counts = NO_COUNTS
     errors: tuple[LineError, ...] = ()
     has_output: bool = False
     has_errors: bool = False
@@ -113,11 +116,14 @@ def validated(batch: Batch, total: int, now: int) -> Batch:
     return batch.model_copy(update={"status": "in_progress", "total": total, "in_progress_at": now})
 
 
-def failed(batch: Batch, errors: tuple[LineError, ...], now: int) -> Batch:
-    """None of it is answered, or no more: its input is not what it must be."""
+def failed(
+    batch: Batch, errors: tuple[LineError, ...], now: int, counts: Counts = NO_COUNTS, has_output: bool = False, has_errors: bool = False
+) -> Batch:
+    """None of it is answered, or no more: its input is not what it must be, or the node failed. What is answered stays."""
     if batch.is_over:
         return batch
-    return batch.model_copy(update={"status": "failed", "errors": errors, "failed_at": now})
+    files = _files(batch, counts, has_output, has_errors)
+    return batch.model_copy(update={"status": "failed", "errors": errors, "failed_at": now, **files})
 
 
 def told_to_stop(batch: Batch, now: int) -> Batch:
@@ -139,5 +145,8 @@ def ended(batch: Batch, counts: Counts, has_output: bool, has_errors: bool, now:
         return batch
     ends: dict[Status, Status] = {"finalizing": "completed", "cancelling": "cancelled"}
     status = ends.get(batch.status, "expired")
-    files = {"total": max(batch.total, counts.answered), "counts": counts, "has_output": has_output, "has_errors": has_errors}
-    return batch.model_copy(update={"status": status, f"{status}_at": now, **files})
+    return batch.model_copy(update={"status": status, f"{status}_at": now, **_files(batch, counts, has_output, has_errors)})
+
+
+def _files(batch: Batch, counts: Counts, has_output: bool, has_errors: bool) -> dict[str, object]:
+    return {"total": max(batch.total, counts.answered), "counts": counts, "has_output": has_output, "has_errors": has_errors}

@@ -160,6 +160,7 @@ class BatchStore:
             if not size:
                 content.unlink(missing_ok=True)
                 return None
+            sync(content)
             name, expires_at = f"{batch.id}_{which}.jsonl", now + batch.output_expires_s
             file = FileRecord(
                 id=identifier, owner=batch.owner, filename=name, purpose="batch_output", bytes=size, created_at=now, expires_at=expires_at

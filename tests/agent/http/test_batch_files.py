@@ -309,6 +309,18 @@ def test_while_the_node_may_not_answer_batches_wait(api: openai.OpenAI, house: H
     assert until(api, batch, *FINAL).status == "completed"
 
 
+def test_a_line_on_which_the_node_itself_fails_fails_alone(api: openai.OpenAI, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_tokens(*_: Any) -> None:
+        raise KeyError("a holder that is gone")
+
+    house.keys = {hashlib.sha256(b"none").digest(): KeyRules(tokens_per_minute=9)}
+    monkeypatch.setattr("agent.http.allowance.Allowances.overdrawn_s", no_tokens)
+    batch = until(api, order(api, [request("a")]), *FINAL)
+    assert batch.status == "completed"
+    (line,) = lines(api, batch.error_file_id).values()
+    assert (line["response"]["status_code"], line["response"]["body"]["error"]["code"]) == (500, "internal_error")
+
+
 def test_what_passes_is_waited_for(api: openai.OpenAI, house: House) -> None:
     house.text.failure = ServiceFailure("not_ready", "the model is being prepared")
     batch = until(api, order(api, [request("a")]), "in_progress")
