@@ -74,7 +74,7 @@ class BatchRunner:
                     tidied_s = anyio.current_time()
                     await self._tidy()
                 for batch in self._store.unfinished():
-                    if batch.status == "validating" and not batch.is_late(self._store.clock()):
+                    if batch.status == "validating" and not self._store.is_late(batch):
                         await self._validate(batch)
                 for batch in self._store.unfinished():
                     if self._is_to_start(batch):
@@ -85,7 +85,7 @@ class BatchRunner:
 
     def _is_to_start(self, batch: Batch) -> bool:
         """Whether its turn is now, or its end; then it counts as running. One that runs and is to end is told so."""
-        is_to_end = batch.status == "cancelling" or batch.is_late(self._store.clock())
+        is_to_end = batch.status == "cancelling" or self._store.is_late(batch)
         is_running = batch.id in self._running
         owners = {self._store.batches[name].owner for name in self._running}
         if not is_running and not is_to_end and (batch.owner in owners or len(self._running) >= AT_THE_SAME_TIME):
@@ -188,7 +188,7 @@ class BatchRunner:
     async def _end(self, identifier: str, journal: Journal) -> None:
         store, now = self._store, self._store.clock
         batch = store.batches[identifier]
-        if batch.status == "cancelling" or batch.is_late(now()):
+        if batch.status == "cancelling" or store.is_late(batch):
             code = "batch_cancelled" if batch.status == "cancelling" else "batch_expired"
             await until_written(identifier, partial(to_thread.run_sync, self._leave, batch, journal, code))
         elif journal.counts.answered < batch.total:

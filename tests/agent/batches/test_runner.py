@@ -155,6 +155,19 @@ async def test_a_window_that_passed_while_the_node_was_off_or_in_standby(tmp_pat
     assert not desk.asked
 
 
+async def test_a_clock_that_is_set_late_costs_no_window(tmp_path: Path) -> None:
+    clock, desk = Clock(is_set=False), Desk()
+    store = opened(tmp_path, clock)
+    batch = await ordered(store, jsonl([request("a"), request("b", "hold")]))
+    async with running(store, desk):
+        await until(lambda: "b" in desk.asked)
+        clock.now += 30 * DAY_S
+        clock.is_set = True
+        desk.go_on.set()
+        await until(is_over(store, batch))
+    assert (store.batches[batch.id].status, store.batches[batch.id].counts.completed) == ("completed", 2)
+
+
 async def test_owners_are_served_side_by_side_and_the_batches_of_one_after_another(tmp_path: Path) -> None:
     store, desk = opened(tmp_path), Desk()
     stuck = await ordered(store, jsonl([request("stuck", "hold")]), owner="aa")
