@@ -102,7 +102,7 @@ async def run_node(settings: Settings, file: Path | None = None) -> int:
             outbox = stack.enter_context(Outbox(state / "outbox.sqlite", journal.boot))
             sightings = stack.enter_context(EventStore(state / "cameras.sqlite"))
             desired = DesiredState(configured(settings), state)
-            batches = await to_thread.run_sync(open_batches, settings.batches, state)
+            batches = await to_thread.run_sync(open_batches, settings.batches, state, clock_is_synced)
             listener = stack.enter_context(closing(bind(settings.http.host, settings.http.port)))
         except (StoreError, LinkStoreError, OSError) as error:
             raise StartError(str(error)) from error

@@ -25,11 +25,21 @@ GROUP_S = 2.0
 WRITTEN_MAX_BYTES = 256 << 20  # a line of ours is bounded by what an endpoint answers; a longer one is not ours
 
 
+class InputLost(Exception):
+    """The input of a batch cannot be read any more, or not all of it."""
+
+
 class Lines:
-    """The lines of an input file one after another, never more than one in memory; those beyond `most` come as one error. Blocks."""
+    """The lines of an input file one after another, never more than one in memory; those beyond `most` come as one error. Blocks.
+
+    Raises InputLost, where it is made and with each line.
+    """
 
     def __init__(self, file: Path, endpoint: str, most: int, most_bytes: int) -> None:
-        self._stream = file.open("rb")
+        try:
+            self._stream = file.open("rb")
+        except OSError as error:
+            raise InputLost(error.strerror) from error
         self._endpoint = endpoint
         self._most = most
         self._most_bytes = most_bytes
@@ -37,18 +47,24 @@ class Lines:
 
     def next(self) -> Line | LineError | None:
         """None: that was all. Empty lines count as lines and are passed over."""
-        while self._number <= self._most and (raw := self._stream.readline(self._most_bytes + 1)):
+        while self._number <= self._most and (raw := self._read(self._most_bytes + 1)):
             self._number += 1
             if self._number > self._most:
                 return LineError(code="too_many_lines", message=f"The file has more than {self._most} lines, the limit of this node.")
             if len(raw) > self._most_bytes:
-                while not raw.endswith(b"\n") and (raw := self._stream.readline(self._most_bytes)):
+                while not raw.endswith(b"\n") and (raw := self._read(self._most_bytes)):
                     pass
                 message = f"This line has more than {self._most_bytes} bytes, the limit of this node."
                 return LineError(code="line_too_long", message=message, line=self._number)
             if raw.strip():
                 return read_line(self._number, raw, self._endpoint)
         return None
+
+    def _read(self, most_bytes: int) -> bytes:
+        try:
+            return self._stream.readline(most_bytes)
+        except OSError as error:
+            raise InputLost(error.strerror) from error
 
     def close(self) -> None:
         self._stream.close()
@@ -59,7 +75,7 @@ class Lines:
 
 
 class Journal:
-    """Blocking; one caller at a time. All methods that write raise OSError, and then have written nothing.
+    """Blocking; one caller at a time. All methods that write raise OSError; called again they write what is not written yet, and sync.
 
     `has_room(bytes)`: whether the disk may be given so much more.
     """
@@ -81,16 +97,17 @@ class Journal:
         return number in self._done
 
     def answer(self, line: Line, reply: Reply) -> None:
-        written, counts = answered_line(self._batch.id, line, reply)
-        self._append(self._output if counts.completed else self._errors, line.number, written)
-        self.counts = added(self.counts, counts)
+        if not self.is_done(line.number):
+            written, counts = answered_line(self._batch.id, line, reply)
+            self._append(self._output if counts.completed else self._errors, line.number, written, counts)
+        self._sync_now_and_then()
 
     def leave(self, lines: Lines, code: str) -> None:
-        """Every line without an answer gets this code for one."""
+        """Every line without an answer gets this code for one. Raises InputLost."""
         for line in lines:
             if isinstance(line, Line) and not self.is_done(line.number):
-                self._append(self._errors, line.number, unanswered_line(self._batch.id, line, code))
-                self.counts = added(self.counts, Counts(failed=1))
+                self._append(self._errors, line.number, unanswered_line(self._batch.id, line, code), Counts(failed=1))
+            self._sync_now_and_then()
 
     def sync(self) -> None:
         os.fsync(self._output)
@@ -101,7 +118,12 @@ class Journal:
         os.close(self._output)
         os.close(self._errors)
 
-    def _append(self, descriptor: int, number: int, written: bytes) -> None:
+    def _sync_now_and_then(self) -> None:
+        if self._unsynced >= GROUP_LINES or time.monotonic() - self._synced_s >= GROUP_S:
+            self.sync()
+
+    def _append(self, descriptor: int, number: int, written: bytes, counts: Counts) -> None:
+        """All of it, or nothing and OSError."""
         if not self._has_room(len(written)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         before = os.fstat(descriptor).st_size
@@ -113,9 +135,8 @@ class Journal:
             os.ftruncate(descriptor, before)
             raise
         self._done.add(number)
+        self.counts = added(self.counts, counts)
         self._unsynced += 1
-        if self._unsynced >= GROUP_LINES or time.monotonic() - self._synced_s >= GROUP_S:
-            self.sync()
 
     def _opened(self, file: Path) -> int:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -23,6 +23,7 @@ ATTEMPTS: Mapping[str, float] = {
     "rate_limit_exceeded": math.inf,
     "deadline": 6,
     "worker_lost": 3,
+    "internal_error": 3,  # a step of the engine failed, and with it every request in it
 }
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
@@ -147,13 +148,13 @@ def pause_s(reply: Reply, attempts: int) -> float | None:
 
 
 def was_lost(reply: Reply) -> bool:
-    """The worker died under this line, by its fault or another's."""
-    return _code(reply) == "worker_lost"
+    """The worker died, or its engine failed, under this line, by its fault or another's."""
+    return _code(reply) in ("worker_lost", "internal_error")
 
 
 def _code(reply: Reply) -> str:
     """Of an error that may pass; empty for any other answer."""
-    if reply.status not in (429, 503, 504):
+    if reply.status not in (429, 500, 503, 504):
         return ""
     try:
         return str(json.loads(reply.body)["error"]["code"])

@@ -10,10 +10,11 @@ The words are those of OpenAI's API. A transition that does not fit the state of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Kind = TypeVar("Kind", bound="Kept")
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 Purpose = Literal["batch", "batch_output"]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
@@ -30,12 +31,22 @@ class Record(BaseModel):
 
 
 class Kept(Record):
-    """`owner`: digest of the API key that it belongs to, in hex; empty: made while no key was asked for."""
+    """`owner`: digest of the API key that it belongs to, in hex; empty: made while no key was asked for.
+
+    `is_clock_sure`: whether the clock had been set when it was made; what was made before has its times from `restamped` once it is.
+    """
 
     id: str
     owner: str
     created_at: int
     expires_at: int
+    is_clock_sure: bool = True
+
+
+def restamped(record: Kind, now: int) -> Kind:
+    """The record as if it were made now; all its times move along."""
+    moved = {name: value + now - record.created_at for name, value in record if name.endswith("_at") and value is not None}
+    return record.model_copy(update={**moved, "is_clock_sure": True})
 
 
 class FileRecord(Kept):
@@ -70,6 +81,9 @@ class Counts(Record):
         return self.completed + self.failed
 
 
+NO_COUNTS = Counts()
+
+
 class Batch(Kept):
     """One batch; `expires_at` ends its window. `output_id` and `error_id` are names of files that come to be when it ends.
 
@@ -86,7 +100,7 @@ class Batch(Kept):
     metadata: Mapping[str, str] | None = None
     status: Status = "validating"
     total: int = 0
-    counts: Counts = Counts()
+    counts: Counts = NO_COUNTS
     errors: tuple[LineError, ...] = ()
     has_output: bool = False
     has_errors: bool = False
@@ -102,9 +116,15 @@ class Batch(Kept):
     def is_over(self) -> bool:
         return self.status in OVER
 
+    @property
+    def ended_at(self) -> int:
+        """Of one that is over; of any other when it was made."""
+        ended: int | None = getattr(self, f"{self.status}_at") if self.is_over else None
+        return max(self.created_at, ended or 0)
+
     def is_late(self, now: float) -> bool:
         """Its window has passed before every line had its answer."""
-        return self.status in ("validating", "in_progress") and now >= self.expires_at
+        return self.is_clock_sure and self.status in ("validating", "in_progress") and now >= self.expires_at
 
 
 def validated(batch: Batch, total: int, now: int) -> Batch:
@@ -113,11 +133,14 @@ def validated(batch: Batch, total: int, now: int) -> Batch:
     return batch.model_copy(update={"status": "in_progress", "total": total, "in_progress_at": now})
 
 
-def failed(batch: Batch, errors: tuple[LineError, ...], now: int) -> Batch:
-    """None of it is answered, or no more: its input is not what it must be."""
+def failed(
+    batch: Batch, errors: tuple[LineError, ...], now: int, counts: Counts = NO_COUNTS, has_output: bool = False, has_errors: bool = False
+) -> Batch:
+    """None of it is answered, or no more: its input is not what it must be, or the node failed. What is answered stays."""
     if batch.is_over:
         return batch
-    return batch.model_copy(update={"status": "failed", "errors": errors, "failed_at": now})
+    files = _files(batch, counts, has_output, has_errors)
+    return batch.model_copy(update={"status": "failed", "errors": errors, "failed_at": now, **files})
 
 
 def told_to_stop(batch: Batch, now: int) -> Batch:
@@ -139,5 +162,8 @@ def ended(batch: Batch, counts: Counts, has_output: bool, has_errors: bool, now:
         return batch
     ends: dict[Status, Status] = {"finalizing": "completed", "cancelling": "cancelled"}
     status = ends.get(batch.status, "expired")
-    files = {"total": max(batch.total, counts.answered), "counts": counts, "has_output": has_output, "has_errors": has_errors}
-    return batch.model_copy(update={"status": status, f"{status}_at": now, **files})
+    return batch.model_copy(update={"status": status, f"{status}_at": now, **_files(batch, counts, has_output, has_errors)})
+
+
+def _files(batch: Batch, counts: Counts, has_output: bool, has_errors: bool) -> dict[str, object]:
+    return {"total": max(batch.total, counts.answered), "counts": counts, "has_output": has_output, "has_errors": has_errors}

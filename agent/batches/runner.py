@@ -7,34 +7,29 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import anyio
 from anyio import CancelScope, to_thread
 
-from agent.batches.journal import Journal, Lines
+from agent.batches.disk import until_written
+from agent.batches.journal import InputLost, Journal, Lines
 from agent.batches.line import Line, Reply, pause_s, was_lost
 from agent.batches.places import Places
-from agent.batches.record import Batch, LineError, ended, failed, finalizing, validated
+from agent.batches.record import NO_COUNTS, Batch, LineError, ended, failed, finalizing, validated
 from agent.batches.store import BatchStore
 from agent.batches.validation import validate
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 TICK_S = 1.0
 TIDY_S = 60.0
 GATE_S = 1.0
 AT_THE_SAME_TIME = 4  # batches, each of another owner: who sends the second waits for the end of the first
-DISK_S = (0.5, 30.0)
-
-
-class InputLost(Exception):
-    """The input of a batch cannot be read any more."""
 
 
 class Ask(Protocol):
@@ -77,9 +72,9 @@ class BatchRunner:
             while True:
                 if anyio.current_time() - tidied_s >= TIDY_S:
                     tidied_s = anyio.current_time()
-                    await self._until_written("old files", self._store.tidy)
+                    await self._tidy()
                 for batch in self._store.unfinished():
-                    if batch.status == "validating" and not batch.is_late(self._store.clock()):
+                    if batch.status == "validating" and not self._store.is_late(batch):
                         await self._validate(batch)
                 for batch in self._store.unfinished():
                     if self._is_to_start(batch):
@@ -90,7 +85,7 @@ class BatchRunner:
 
     def _is_to_start(self, batch: Batch) -> bool:
         """Whether its turn is now, or its end; then it counts as running. One that runs and is to end is told so."""
-        is_to_end = batch.status == "cancelling" or batch.is_late(self._store.clock())
+        is_to_end = batch.status == "cancelling" or self._store.is_late(batch)
         is_running = batch.id in self._running
         owners = {self._store.batches[name].owner for name in self._running}
         if not is_running and not is_to_end and (batch.owner in owners or len(self._running) >= AT_THE_SAME_TIME):
@@ -105,11 +100,18 @@ class BatchRunner:
         check = partial(validate, content, batch.endpoint, self._limits.lines, self._limits.line_bytes)
         try:
             total, errors = await to_thread.run_sync(check, abandon_on_cancel=True)
-        except OSError as error:
-            total, errors = 0, (_lost(InputLost(error.strerror)),)
+        except Exception as error:  # noqa: BLE001 - told in the log and in the batch
+            total, errors = 0, (_told(batch.id, error),)
         now = int(self._store.clock())
         becomes = partial(failed, errors=errors, now=now) if errors else partial(validated, total=total, now=now)
         await self._change(batch.id, becomes)
+
+    async def _tidy(self) -> None:
+        try:
+            await self._store.tidy()
+        except Exception as error:
+            has_trace = not isinstance(error, OSError)
+            logger.warning("old files of batches stay for now, until the next look: %s", error, exc_info=has_trace)
 
     # ── one batch ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -117,17 +119,18 @@ class BatchRunner:
         store, batch = self._store, self._store.batches[identifier]
         output, errors = store.content(batch.output_id), store.content(batch.error_id)
         try:
-            journal = await self._until_written(identifier, partial(to_thread.run_sync, Journal, batch, output, errors, store.has_room))
+            journal = await until_written(identifier, partial(to_thread.run_sync, Journal, batch, output, errors, store.has_room))
             try:
                 store.live[identifier] = journal.counts
                 with self._running[identifier]:
                     await self._answer_all(batch, journal, places)
                 await self._end(identifier, journal)
             finally:
+                store.live[identifier] = journal.counts
                 with CancelScope(shield=True):
                     await to_thread.run_sync(journal.close)
-        except InputLost as error:
-            await self._change(identifier, partial(failed, errors=(_lost(error),), now=int(store.clock())))
+        except Exception as error:  # noqa: BLE001 - one batch must not end the others, or the node
+            await self._fail(identifier, _told(identifier, error))
         finally:
             del self._running[identifier]
             store.live.pop(identifier, None)
@@ -138,17 +141,17 @@ class BatchRunner:
         window, writing = anyio.Semaphore(self._limits.at_once), anyio.Lock()
         lines = await to_thread.run_sync(self._lines, batch)
 
-        def next_line() -> Line | OSError | None:
+        def next_line() -> Line | InputLost | None:
             try:
                 return next((line for line in lines if isinstance(line, Line) and not journal.is_done(line.number)), None)
-            except OSError as error:
+            except InputLost as error:
                 return error
 
         async def answer(line: Line) -> None:
             try:
                 reply = await self._reply(batch, line, places)
                 async with writing:
-                    await self._until_written(batch.id, partial(to_thread.run_sync, journal.answer, line, reply))
+                    await until_written(batch.id, partial(to_thread.run_sync, journal.answer, line, reply))
                     self._store.live[batch.id] = journal.counts
             finally:
                 window.release()
@@ -163,8 +166,10 @@ class BatchRunner:
                     tasks.start_soon(answer, line)
         finally:
             lines.close()
-        if isinstance(line, OSError):
-            raise InputLost(line.strerror) from line
+        if isinstance(line, InputLost):
+            raise line
+        if (answered := journal.counts.answered) < batch.total:
+            raise InputLost(f"it holds {answered} of the {batch.total} requests that it held")
 
     async def _reply(self, batch: Batch, line: Line, places: Places) -> Reply:
         attempts, is_suspect = 0, False
@@ -183,18 +188,28 @@ class BatchRunner:
     async def _end(self, identifier: str, journal: Journal) -> None:
         store, now = self._store, self._store.clock
         batch = store.batches[identifier]
-        if batch.status == "cancelling" or batch.is_late(now()):
+        if batch.status == "cancelling" or store.is_late(batch):
             code = "batch_cancelled" if batch.status == "cancelling" else "batch_expired"
-            await self._until_written(identifier, partial(to_thread.run_sync, self._leave, batch, journal, code))
+            await until_written(identifier, partial(to_thread.run_sync, self._leave, batch, journal, code))
         elif journal.counts.answered < batch.total:
-            return  # the clock was set back: the next look at it goes on
+            return  # it was late, and the clock was set back: the next look at it goes on
         else:
             await self._change(identifier, lambda batch: finalizing(batch, int(now())))
-        await self._until_written(identifier, partial(to_thread.run_sync, journal.sync))
-        has_output = await self._until_written(identifier, partial(store.add_output, batch, batch.output_id, "output"))
-        has_errors = await self._until_written(identifier, partial(store.add_output, batch, batch.error_id, "error"))
+        has_output, has_errors = await self._add_outputs(batch)
         await self._change(identifier, lambda batch: ended(batch, journal.counts, has_output, has_errors, int(now())))
         logger.info("batch %s is %s", identifier, store.batches[identifier].status)
+
+    async def _fail(self, identifier: str, why: LineError) -> None:
+        store = self._store
+        counts = store.live.get(identifier, NO_COUNTS)
+        has_output, has_errors = await self._add_outputs(store.batches[identifier])
+        await self._change(identifier, lambda batch: failed(batch, (why,), int(store.clock()), counts, has_output, has_errors))
+
+    async def _add_outputs(self, batch: Batch) -> tuple[bool, bool]:
+        """What was answered, and what was refused: whether there is any."""
+        add = self._store.add_output
+        has_output = await until_written(batch.id, partial(add, batch, batch.output_id, "output"))
+        return has_output, await until_written(batch.id, partial(add, batch, batch.error_id, "error"))
 
     def _leave(self, batch: Batch, journal: Journal, code: str) -> None:
         lines = self._lines(batch)
@@ -204,35 +219,19 @@ class BatchRunner:
             lines.close()
 
     def _lines(self, batch: Batch) -> Lines:
-        """Raises InputLost."""
-        try:
-            return Lines(self._store.content(batch.input_file_id), batch.endpoint, self._limits.lines, self._limits.line_bytes)
-        except OSError as error:
-            raise InputLost(error.strerror) from error
+        """Raises InputLost. What was within the limit when it was looked through counts, whatever the limit is now."""
+        most = sys.maxsize if batch.total else self._limits.lines
+        return Lines(self._store.content(batch.input_file_id), batch.endpoint, most, self._limits.line_bytes)
 
     # ── the disk ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _change(self, identifier: str, transition: Callable[[Batch], Batch]) -> None:
-        await self._until_written(identifier, partial(self._store.change, identifier, transition))
-
-    async def _until_written(self, what: str, call: Callable[[], Awaitable[Result]]) -> Result:
-        """A full disk is waited for: what is on it stays, and the answer in hand is not thrown away."""
-        wait_s, most_s = DISK_S
-        has_told = False
-        while True:
-            try:
-                result = await call()
-            except OSError as error:
-                if not has_told:
-                    logger.warning("batches wait for the disk (%s): %s; make room in the state folder", what, error.strerror)
-                has_told = True
-            else:
-                if has_told:
-                    logger.info("batches go on: the disk takes them again (%s)", what)
-                return result
-            await anyio.sleep(wait_s)
-            wait_s = min(most_s, 2 * wait_s)
+        await until_written(identifier, partial(self._store.change, identifier, transition))
 
 
-def _lost(error: InputLost) -> LineError:
-    return LineError(code="input_file_lost", message=f"The input file cannot be read on this node: {error}.")
+def _told(batch: str, error: Exception) -> LineError:
+    """Why a batch failed, for its log and its record."""
+    if isinstance(error, InputLost):
+        return LineError(code="input_file_lost", message=f"The input file cannot be read on this node: {error}.")
+    logger.error("batch %s failed", batch, exc_info=error)
+    return LineError(code="internal_error", message="The node failed on this batch; its log has the cause.")

@@ -34,10 +34,10 @@ class BatchSide:
         await BatchRunner(self.store, ask, may_run, self.limits).run()
 
 
-def open_batches(settings: BatchSettings, state: Path) -> BatchSide:
+def open_batches(settings: BatchSettings, state: Path, clock_is_synced: Callable[[], bool]) -> BatchSide:
     """Reads the records; blocks. Raises OSError."""
     keep = Keep(round(settings.budget_mb * (1 << 20)), round(settings.keep_days * DAY_S))
     limits = StoreLimits(round(settings.file_mb * (1 << 20)), keep, round(settings.keep_free_mb * (1 << 20)))
-    store = BatchStore(state / "batches", limits, lambda: wire_now().timestamp())
+    store = BatchStore(state / "batches", limits, lambda: wire_now().timestamp(), clock_is_synced)
     store.open()
     return BatchSide(store, RunnerLimits(lines=settings.lines, at_once=settings.at_once))

@@ -11,27 +11,27 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 
-from agent.batches.record import Batch, Counts, FileRecord, Kept
-from agent.batches.retention import Keep, batches_to_go, files_to_go, in_use, taken_bytes
+from agent.batches.record import Batch, Counts, FileRecord, Kept, Kind, restamped
+from agent.batches.retention import Keep, batches_to_go, expired, in_use, is_fresh, taken_bytes, too_much
 from models.durable import publish, sync, write_atomically
 
 logger = logging.getLogger(__name__)
 
-Kind = TypeVar("Kind", bound=Kept)
-
 UPLOAD_PREFIX = ".upload."
+DAMAGED = ".damaged"
 
 
 class NoRoom(Exception):
@@ -52,14 +52,24 @@ def free_bytes(folder: Path) -> int:
 
 
 class BatchStore:
-    """`open` once, then `files` and `batches` are all there are. `clock`: seconds since 1970. `on_change`: a batch is new or was changed.
+    """`open` once, then `files` and `batches` are all there are. `on_change`: a batch is new or was changed.
 
+    clock   seconds since 1970
+    clock_is_sure   whether it has been set; until then nothing is late or too old
     live   counts of those that run, which their records have at their end only
     """
 
-    def __init__(self, root: Path, limits: StoreLimits, clock: Callable[[], float], free_bytes: Callable[[Path], int] = free_bytes) -> None:
+    def __init__(
+        self,
+        root: Path,
+        limits: StoreLimits,
+        clock: Callable[[], float],
+        clock_is_sure: Callable[[], bool],
+        free_bytes: Callable[[Path], int] = free_bytes,
+    ) -> None:
         self.limits = limits
         self.clock = clock
+        self.clock_is_sure = clock_is_sure
         self.files: dict[str, FileRecord] = {}
         self.batches: dict[str, Batch] = {}
         self.live: dict[str, Counts] = {}
@@ -68,6 +78,7 @@ class BatchStore:
         self._files = root / "files"
         self._batches = root / "batches"
         self._changing = anyio.Lock()
+        self._tidying = anyio.Lock()
 
     # ── in a thread ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -77,9 +88,10 @@ class BatchStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.files = {file.id: file for file in _records(self._files, FileRecord) if self.content(file.id).is_file()}
         self.batches = {batch.id: batch for batch in _records(self._batches, Batch)}
-        known = self.files.keys() | in_use(self.batches.values())
+        known = self.files.keys() | in_use(self.batches.values()) | {file.stem for file in self._files.glob(f"*{DAMAGED}")}
+        is_known = any(self._batches.glob(f"*{DAMAGED}"))  # by a record that cannot be read: then no content is nobody's
         for file in self._files.iterdir():
-            if file.name.startswith(".") or file.stem not in known:
+            if file.name.startswith(".") or (file.stem not in known and not is_known):
                 file.unlink()
         for file in self._batches.glob(".*"):
             file.unlink()
@@ -108,19 +120,24 @@ class BatchStore:
 
     async def may_come(self, more_bytes: int) -> None:
         """Whether there would be room for so much if all went that may go. Raises NoRoom."""
-        used = in_use(self.batches.values())
-        taken, keep = taken_bytes(file for file in self.files.values() if file.id in used), self.limits.keep
+        used, now, keep = in_use(self.batches.values()), self.clock(), self.limits.keep
+        taken = taken_bytes(file for file in self.files.values() if file.id in used or is_fresh(file, now)) + await self._growing_bytes()
         if taken + more_bytes > keep.total_bytes:
             raise NoRoom(
-                f"files of batches that are not over take {taken >> 20} of {keep.total_bytes >> 20} MB (batches.budget_mb); wait for those "
-                "batches, cancel one, or raise the budget"
+                f"batches that are not over, and outputs of the last day, take {taken >> 20} of {keep.total_bytes >> 20} MB "
+                "(batches.budget_mb); wait for those batches, cancel one, delete outputs, or raise the budget"
             )
         await self.room_on_disk(more_bytes)
 
-    async def _room_for(self, more_bytes: int) -> None:
-        """Let the oldest files go that are in no use, if there must be. Raises NoRoom."""
+    async def _growing_bytes(self) -> int:
+        """What batches that are not over have written so far."""
+        outputs = {name for batch in self.unfinished() for name in (batch.output_id, batch.error_id)} - self.files.keys()
+        return await to_thread.run_sync(lambda: sum(size_of(self.content(name)) for name in outputs))
+
+    async def _room_for(self, more_bytes: int, owner: str) -> None:
+        """Let the oldest files go that are in no use, if there must be, the owner's own first. Raises NoRoom."""
         await self.may_come(more_bytes)
-        await self.tidy(more_bytes)
+        await self.tidy(more_bytes, owner)
 
     async def room_on_disk(self, more_bytes: int) -> None:
         """Raises NoRoom."""
@@ -134,10 +151,11 @@ class BatchStore:
         """Make an upload of `size` bytes a file. Raises NoRoom; then it is gone."""
         now = int(self.clock())
         try:
-            await self._room_for(size)
+            await self._room_for(size, owner)
             file = FileRecord(
-                id=new_id("file-"), owner=owner, filename=filename, purpose="batch", bytes=size, created_at=now, expires_at=now + expires_s
-            )
+                id=new_id("file-"), owner=owner, filename=filename, purpose="batch", bytes=size, created_at=now, expires_at=now + expires_s,
+                is_clock_sure=self.clock_is_sure(),
+            )  # fmt: skip
             await to_thread.run_sync(self._publish, upload, file)
         except OSError as error:
             raise no_room(error) from error
@@ -156,14 +174,16 @@ class BatchStore:
 
         def publish_it() -> FileRecord | None:
             content = self.content(identifier)
-            size = content.stat().st_size if content.exists() else 0
+            size = size_of(content)
             if not size:
                 content.unlink(missing_ok=True)
                 return None
+            sync(content)
             name, expires_at = f"{batch.id}_{which}.jsonl", now + batch.output_expires_s
             file = FileRecord(
-                id=identifier, owner=batch.owner, filename=name, purpose="batch_output", bytes=size, created_at=now, expires_at=expires_at
-            )
+                id=identifier, owner=batch.owner, filename=name, purpose="batch_output", bytes=size, created_at=now, expires_at=expires_at,
+                is_clock_sure=self.clock_is_sure(),
+            )  # fmt: skip
             self._write(self._files, file.id, file)
             return file
 
@@ -190,6 +210,9 @@ class BatchStore:
     def counts(self, batch: Batch) -> Counts:
         return self.live.get(batch.id, batch.counts)
 
+    def is_late(self, batch: Batch) -> bool:
+        return self.clock_is_sure() and batch.is_late(self.clock())
+
     async def add_batch(self, batch: Batch) -> None:
         """Raises NoRoom."""
         try:
@@ -210,14 +233,33 @@ class BatchStore:
                 self.on_change()
             return after
 
-    async def tidy(self, more_bytes: int = 0) -> None:
-        """Let go what is too old or too much."""
-        now, keep = self.clock(), self.limits.keep
-        for identifier in batches_to_go(self.batches.values(), keep, now):
-            self.batches.pop(identifier)
-            await to_thread.run_sync(self._unlink, self._batches, identifier)
-        for identifier in files_to_go(self.files.values(), in_use(self.batches.values()), keep, more_bytes, now):
-            await self.delete(identifier)
+    async def tidy(self, more_bytes: int = 0, owner: str | None = None) -> None:
+        """Let go what is too old, and what is too much where `more_bytes` of `owner` come. Raises OSError; may be called by several."""
+        async with self._tidying:
+            now, keep, is_sure = self.clock(), self.limits.keep, self.clock_is_sure()
+            if is_sure:
+                await self._restamp(int(now))
+            old = now if is_sure else -math.inf
+            for identifier in batches_to_go(self.batches.values(), keep, old):
+                self.batches.pop(identifier)
+                await to_thread.run_sync(self._unlink, self._batches, identifier)
+            await self._delete_unused(expired(self.files.values(), in_use(self.batches.values()), old))
+            more_bytes += await self._growing_bytes()
+            await self._delete_unused(too_much(self.files.values(), in_use(self.batches.values()), keep, more_bytes, now, owner))
+
+    async def _delete_unused(self, identifiers: list[str]) -> None:
+        for identifier in identifiers:
+            if self.using(identifier) is None:  # a batch may have been ordered meanwhile
+                await self.delete(identifier)
+
+    async def _restamp(self, now: int) -> None:
+        """Now that the clock is set, give times to what was made before."""
+        for batch in [batch for batch in self.batches.values() if not batch.is_clock_sure]:
+            await self.change(batch.id, partial(restamped, now=now))
+        for file in [restamped(file, now) for file in self.files.values() if not file.is_clock_sure]:
+            await to_thread.run_sync(self._write, self._files, file.id, file)
+            if file.id in self.files:  # nobody has deleted it meanwhile
+                self.files[file.id] = file
 
     # ── the disk ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -248,6 +290,10 @@ class BatchStore:
         sync(folder)
 
 
+def size_of(content: Path) -> int:
+    return content.stat().st_size if content.exists() else 0
+
+
 def new_id(prefix: str) -> str:
     return f"{prefix}{secrets.token_hex(12)}"
 
@@ -260,7 +306,8 @@ def no_room(error: OSError) -> NoRoom:
 
 
 def _records(folder: Path, kind: type[Kind]) -> list[Kind]:
-    """The oldest first. They are written atomically: one that cannot be read was damaged by the disk, and goes, with a line in the log."""
+    """The oldest first. They are written atomically: one that cannot be read was damaged by the disk, or written by another version, and is
+    moved aside, with a line in the log."""
     found = []
     for file in folder.glob("*.json"):
         try:
@@ -268,8 +315,9 @@ def _records(folder: Path, kind: type[Kind]) -> list[Kind]:
             if record.id != file.stem:
                 raise ValueError(f"it says that it is {record.id[:80]!r}")
         except ValueError as error:  # pydantic's is one
-            logger.warning("%s is damaged and goes: %s", file, str(error).splitlines()[:2])
-            file.unlink()
+            aside = file.replace(file.with_suffix(DAMAGED))
+            why = str(error).splitlines()[:2]
+            logger.error("%s is damaged (%s); it was moved to %s, and no content that may be its goes", file, why, aside)  # noqa: TRY400
             continue
         found.append(record)
     return sorted(found, key=lambda record: record.created_at)

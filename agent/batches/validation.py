@@ -12,7 +12,7 @@ MOST_ERRORS = 100  # are told; who mends a hundred sees the others
 
 
 def validate(file: Path, endpoint: str, most_lines: int, line_bytes: int) -> tuple[int, tuple[LineError, ...]]:
-    """How many requests the file holds, and what is wrong with it. Raises OSError."""
+    """How many requests the file holds, and what is wrong with it. Raises InputLost."""
     lines, errors, total = Lines(file, endpoint, most_lines, line_bytes), list[LineError](), 0
     seen: set[bytes] = set()  # digests: 50,000 identifiers may be of 512 characters each
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import anyio
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -76,7 +77,8 @@ def create_app(services: Services, registry: CollectorRegistry, limits: Limits |
         metrics.disconnects.inc()
         return Response(status_code=499)
 
-    app.add_exception_handler(ClientLeft, client_left)
+    for left in (ClientLeft, ClientDisconnect):  # while its answer was made, while its body came
+        app.add_exception_handler(left, client_left)
     text, vision = (chat, completions, responses, encoders, rerank, batch, files, batches), (detection, cameras, camera_orders, sightings)
     for part in (*text, *vision, deployments, node):
         app.include_router(part.router(context))

@@ -20,6 +20,7 @@ from agent.http.paging import page
 from agent.http.requests import Body
 
 MOST_UNFINISHED = 64  # of all keys; the next is told to come back
+MOST_OF_ONE = 16  # of one key, where there are keys
 
 Key = Annotated[str, Field(max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
@@ -47,8 +48,11 @@ def router(context: Context) -> APIRouter:
         """Answer the requests of a file within a day."""
         store = store_of(context)
         batch = _batch(store, body, request)
-        if sum(1 for _ in store.unfinished()) >= MOST_UNFINISHED:
+        owners = [one.owner for one in store.unfinished()]
+        if len(owners) >= MOST_UNFINISHED:
             raise busy(f"{MOST_UNFINISHED} batches of this node are not over yet; wait for one of them, or cancel it")
+        if batch.owner and owners.count(batch.owner) >= MOST_OF_ONE:
+            raise busy(f"{MOST_OF_ONE} batches of this key are not over yet; wait for one of them, or cancel it")
         try:
             await store.add_batch(batch)
         except NoRoom as error:
@@ -105,6 +109,7 @@ def _batch(store: BatchStore, body: BatchOrder, request: Request) -> Batch:
         error_id=new_id("file-"),
         created_at=now,
         expires_at=now + WINDOW_S,
+        is_clock_sure=store.clock_is_sure(),
         output_expires_s=min(asked_s, store.limits.keep.age_s),
         metadata=body.metadata,
     )

@@ -86,7 +86,7 @@ def router(context: Context) -> APIRouter:
 async def _uploaded(store: BatchStore, request: Request) -> FileRecord:
     """Raises ApiError, NoRoom, and what reading the body raises; nothing is left of the file then."""
     length = request.headers.get("content-length", "0")
-    await store.may_come(int(length) if length.isascii() and length.isdigit() else 0)
+    await store.may_come(int(length[:20]) if length.isascii() and length.isdigit() else 0)
     upload = await store.begin_upload()
     try:
         form = await read_form(request, upload, store.room_on_disk, store.limits.file_bytes)

@@ -38,7 +38,14 @@ class LineDesk:
         self._allowances = allowances
 
     async def ask(self, batch: Batch, line: Line) -> Reply:
-        """A key pays for the tokens of its lines; that it sends many is no matter, for they wait."""
+        """A key pays for the tokens of its lines; that it sends many is no matter, for they wait. Whatever fails is the line's answer."""
+        try:
+            return await self._asked(batch, line)
+        except Exception:
+            logger.exception("line %d of %s failed on %s", line.number, batch.id, batch.endpoint)
+            return refusal(500, "internal_error", "the node failed on this request; its log has the cause")
+
+    async def _asked(self, batch: Batch, line: Line) -> Reply:
         keys, key = self._services.keys(), bytes.fromhex(batch.owner)
         if keys and key:
             if key not in keys:
@@ -78,12 +85,9 @@ class LineDesk:
             else:
                 body.extend(message.get("body", b""))
 
-        try:
-            await self._app(scope, receive, send)
-        except Exception:
-            logger.exception("a line of a batch failed on %s", path)
-        if not status or not body:
-            return refusal(500, "internal_error", "the node failed on this request; its log has the cause")
+        await self._app(scope, receive, send)
+        if not status or not body or note.has_failed:
+            raise RuntimeError(f"the endpoint ended with status {status} and {len(body)} bytes")
         return Reply(status, bytes(body), new_id("req_"), _seconds(headers.get("retry-after", "")))
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # older versions have no name for it
     from python_multipart.multipart import MultipartCallbacks
 
 PIECE_BYTES = 1 << 20
-MOST_FIELDS = 16
+MOST_PARTS = 16
+HEAD_BYTES = 8192  # all headers of one part
 FIELD_BYTES = 4096
 
 
@@ -40,6 +41,7 @@ class _Reader:
         self._piece = bytearray()
         self._header, self._value = b"", b""
         self._disposition = b""
+        self._parts, self._head_bytes = 0, 0
         self._name, self._field = "", bytearray()
         self._is_file = False
 
@@ -63,14 +65,24 @@ class _Reader:
         return piece
 
     def _begin(self) -> None:
+        self._parts, self._head_bytes = self._parts + 1, 0
+        if self._parts > MOST_PARTS:
+            raise invalid(None, f"the form has more than {MOST_PARTS} parts")
         self._disposition, self._header, self._value = b"", b"", b""
         self._field = bytearray()
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._bound_head(end - start)
         self._header += data[start:end]
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._bound_head(end - start)
         self._value += data[start:end]
+
+    def _bound_head(self, more_bytes: int) -> None:
+        self._head_bytes += more_bytes
+        if self._head_bytes > HEAD_BYTES:
+            raise invalid(None, f"the head of a part is longer than {HEAD_BYTES} bytes")
 
     def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
@@ -98,8 +110,6 @@ class _Reader:
     def _end(self) -> None:
         if not self._is_file:
             self.form.fields[self._name] = self._field.decode("utf-8", "replace")
-            if len(self.form.fields) > MOST_FIELDS:
-                raise invalid(None, f"the form has more than {MOST_FIELDS} fields")
 
     def _all(self) -> None:
         self.is_complete = True

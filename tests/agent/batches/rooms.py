@@ -19,6 +19,7 @@ MONTH_S = 30 * DAY_S
 @dataclass
 class Clock:
     now: float = 1_800_000_000.0
+    is_set: bool = True
 
     def __call__(self) -> float:
         return self.now
@@ -29,7 +30,8 @@ def opened(
 ) -> BatchStore:
     """`free_bytes`: what the disk says of itself; the last entry of a list counts, so that a test may change it."""
     limits = StoreLimits(file_bytes, Keep(total_bytes, MONTH_S), 1 << 20)
-    store = BatchStore(root, limits, clock or Clock(), lambda _: free_bytes[-1])
+    clock = clock or Clock()
+    store = BatchStore(root, limits, clock, lambda: clock.is_set, lambda _: free_bytes[-1])
     store.open()
     return store
 
@@ -55,7 +57,7 @@ async def ordered(store: BatchStore, content: bytes, owner: str = "", endpoint: 
     now = int(store.clock())
     batch = Batch(
         id=new_id("batch_"), owner=owner, endpoint=endpoint, input_file_id=file.id, output_id=new_id("file-"), error_id=new_id("file-"),
-        created_at=now, expires_at=now + DAY_S, output_expires_s=MONTH_S,
+        created_at=now, expires_at=now + DAY_S, output_expires_s=MONTH_S, is_clock_sure=store.clock_is_sure(),
     )  # fmt: skip
     await store.add_batch(batch)
     return batch

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,6 +101,42 @@ def test_a_full_disk_takes_no_part_of_a_line(tmp_path: Path) -> None:
         journal.answer(line(2), GOOD)
     with journal_in(tmp_path) as journal:
         assert journal.counts.completed == 2
+
+
+def test_a_disk_that_does_not_sync_is_given_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(jsonl([request(f"c{number}") for number in range(1, 4)]))
+
+    def again_and_again(call: Callable[[], None]) -> None:
+        """It fails three times before the disk takes it."""
+        with monkeypatch.context() as disk:
+            disk.setattr("agent.batches.journal.GROUP_LINES", 1)
+            disk.setattr(os, "fsync", no_sync)
+            for _ in range(3):
+                with pytest.raises(OSError, match="Input/output"):
+                    call()
+        call()
+
+    def leave() -> None:
+        lines = Lines(source, CHAT, 50_000, 1 << 20)
+        try:
+            journal.leave(lines, "batch_expired")
+        finally:
+            lines.close()
+
+    with journal_in(tmp_path) as journal:
+        again_and_again(lambda: journal.answer(line(1), GOOD))
+        assert journal.counts == Counts(completed=1, input_tokens=2, output_tokens=1)
+        again_and_again(leave)
+        assert journal.counts == Counts(completed=1, failed=2, input_tokens=2, output_tokens=1)
+    with journal_in(tmp_path) as journal:
+        assert journal.counts.answered == 3
+    assert len((tmp_path / "output.jsonl").read_bytes().splitlines()) == 1
+    assert len((tmp_path / "error.jsonl").read_bytes().splitlines()) == 2
+
+
+def no_sync(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_what_had_no_turn_gets_a_line_of_its_own(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.batches.line import CUSTOM_ID_MAX, Line, Reply, answered_line, number_of, pause_s, read_line, unanswered_line
+from agent.batches.line import CUSTOM_ID_MAX, Line, Reply, answered_line, number_of, pause_s, read_line, unanswered_line, was_lost
 from agent.batches.record import Counts, LineError
 from tests.agent.batches.rooms import request
 
@@ -90,9 +90,11 @@ def reply(status: int, code: str, retry_s: float = 0.0) -> Reply:
 def test_which_answers_are_asked_for_again() -> None:
     assert pause_s(Reply(200, b"{}", "r"), 1) is None
     assert pause_s(reply(400, "invalid_value"), 1) is None
-    assert pause_s(reply(500, "internal_error"), 1) is None
     assert pause_s(reply(429, "busy", 7), 1) == 7
     assert pause_s(reply(503, "not_ready"), 10_000) == 60
-    assert [pause_s(reply(503, "worker_lost"), attempts) is None for attempts in (1, 2, 3)] == [False, False, True]
+    for lost in (reply(503, "worker_lost"), reply(500, "internal_error")):
+        assert [pause_s(lost, attempts) is None for attempts in (1, 2, 3)] == [False, False, True]
+        assert was_lost(lost)
+    assert not was_lost(reply(503, "busy"))
     assert pause_s(reply(503, "worker_lost"), 0) is not None, "it failed while the node was ending"
     assert pause_s(Reply(503, b"no json", "r"), 1) is None

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, Protocol
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from agent.batches.line import Line, Reply
-from agent.batches.record import Batch, Status
+from agent.batches.record import Batch, Status, told_to_stop
 from agent.batches.runner import BatchRunner, RunnerLimits
 from agent.batches.store import BatchStore
+from agent.batches.validation import validate
 from tests.agent.batches.rooms import DAY_S, Clock, answers, jsonl, opened, ordered, read, request
 from tests.conftest import ROOT
 
@@ -53,10 +55,12 @@ class Asked(Protocol):
 
 
 @asynccontextmanager
-async def running(store: BatchStore, desk: Asked, at_once: int = 4, may_run: Callable[[], bool] = lambda: True) -> AsyncIterator[None]:
+async def running(
+    store: BatchStore, desk: Asked, at_once: int = 4, may_run: Callable[[], bool] = lambda: True, limits: RunnerLimits | None = None
+) -> AsyncIterator[None]:
     """Leaving it is what the end of the daemon does."""
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(BatchRunner(store, desk.ask, may_run, RunnerLimits(at_once=at_once), tick_s=0.01).run)
+        tasks.start_soon(BatchRunner(store, desk.ask, may_run, limits or RunnerLimits(at_once=at_once), tick_s=0.01).run)
         yield
         tasks.cancel_scope.cancel()
 
@@ -151,6 +155,19 @@ async def test_a_window_that_passed_while_the_node_was_off_or_in_standby(tmp_pat
     assert not desk.asked
 
 
+async def test_a_clock_that_is_set_late_costs_no_window(tmp_path: Path) -> None:
+    clock, desk = Clock(is_set=False), Desk()
+    store = opened(tmp_path, clock)
+    batch = await ordered(store, jsonl([request("a"), request("b", "hold")]))
+    async with running(store, desk):
+        await until(lambda: "b" in desk.asked)
+        clock.now += 30 * DAY_S
+        clock.is_set = True
+        desk.go_on.set()
+        await until(is_over(store, batch))
+    assert (store.batches[batch.id].status, store.batches[batch.id].counts.completed) == ("completed", 2)
+
+
 async def test_owners_are_served_side_by_side_and_the_batches_of_one_after_another(tmp_path: Path) -> None:
     store, desk = opened(tmp_path), Desk()
     stuck = await ordered(store, jsonl([request("stuck", "hold")]), owner="aa")
@@ -175,6 +192,111 @@ async def test_an_input_that_is_gone_ends_its_batch(tmp_path: Path) -> None:
     assert (done.status, done.errors[0].code) == ("failed", "input_file_lost")
 
 
+def no_more_than(reads: int, content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The medium of this file fails with the read after so many."""
+    whole = Path.open
+
+    class Torn:
+        def __init__(self, stream: IO[bytes]) -> None:
+            self._stream, self._left, self.close = stream, reads, stream.close
+
+        def readline(self, size: int) -> bytes:
+            self._left -= 1
+            if self._left < 0:
+                raise OSError(errno.EIO, "Input/output error")
+            return self._stream.readline(size)
+
+    def opened_file(path: Path, mode: str) -> Any:
+        stream: Any = whole(path, mode)
+        return Torn(stream) if path == content else stream
+
+    monkeypatch.setattr(Path, "open", opened_file)
+
+
+async def half_done(root: Path, clock: Clock | None = None) -> tuple[BatchStore, Batch]:
+    """Three lines, of which two have their answers when the daemon ends."""
+    store, desk = opened(root, clock), Desk()
+    batch = await ordered(store, jsonl([request("a"), request("b"), request("c", "hold")]))
+    async with running(store, desk):
+        await until(lambda: len(answers(store, batch)) == 2)
+    return opened(root, clock), batch
+
+
+@pytest.mark.parametrize("way", ["gone", "cut short", "unreadable"])
+async def test_answers_stay_when_an_input_is_lost_in_the_middle(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    again, batch = await half_done(tmp_path)
+    content = again.content(batch.input_file_id)
+    if way == "gone":
+        content.unlink()
+    elif way == "cut short":
+        content.write_bytes(jsonl([request("a"), request("b")]))
+    else:
+        no_more_than(2, content, monkeypatch)
+    async with running(again, Desk()):
+        await until(is_over(again, batch))
+    done = again.batches[batch.id]
+    assert (done.status, done.errors[0].code, done.counts.completed, done.total) == ("failed", "input_file_lost", 2, 3)
+    assert done.has_output
+    assert again.files[batch.output_id].bytes == again.content(batch.output_id).stat().st_size
+    assert sorted(answers(again, batch)) == ["a", "b"]
+
+
+async def test_a_batch_told_to_stop_ends_though_its_input_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again, batch = await half_done(tmp_path)
+    no_more_than(2, again.content(batch.input_file_id), monkeypatch)
+    await again.change(batch.id, lambda one: told_to_stop(one, 1))
+    async with running(again, Desk()):
+        await until(is_over(again, batch))
+    assert again.batches[batch.id].errors[0].code == "input_file_lost"
+    assert sorted(answers(again, batch)) == ["a", "b"]
+
+
+async def test_a_limit_that_was_lowered_counts_for_new_batches_only(tmp_path: Path) -> None:
+    again, batch = await half_done(tmp_path)
+    late, desk = await ordered(again, jsonl([request("a"), request("b")])), Desk()
+    desk.go_on.set()
+    async with running(again, desk, limits=RunnerLimits(lines=1)):
+        await until(is_over(again, batch))
+        await until(is_over(again, late))
+    assert (again.batches[batch.id].status, again.batches[batch.id].counts.completed) == ("completed", 3)
+    assert again.batches[late.id].errors[0].code == "too_many_lines"
+
+
+async def test_what_nobody_thought_of_ends_one_batch_and_not_the_node(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+
+    class Broken(Desk):
+        async def ask(self, batch: Batch, line: Line) -> Reply:
+            if line.custom_id == "odd":
+                return Reply(200, b"no json", "r")
+            return await super().ask(batch, line)
+
+    async def no_tidying() -> None:
+        raise KeyError("batch_1")
+
+    def no_check(file: Path, *rest: Any) -> Any:
+        if file.read_bytes() == b"unheard of":
+            raise RuntimeError("no check")
+        return validate(file, *rest)
+
+    odd = await ordered(store, jsonl([request("a"), request("odd")]), owner="aa")
+    strange = await ordered(store, b"unheard of", owner="bb")
+    good = await ordered(store, jsonl([request("b")]), owner="cc")
+    monkeypatch.setattr(store, "tidy", no_tidying)
+    monkeypatch.setattr("agent.batches.runner.validate", no_check)
+    async with running(store, Broken(), at_once=1):
+        for batch in (odd, strange, good):
+            await until(is_over(store, batch))
+    assert [(store.batches[batch.id].status, store.batches[batch.id].errors) for batch in (odd, strange, good)] == [
+        ("failed", (told := store.batches[odd.id].errors)), ("failed", told), ("completed", ()),
+    ]  # fmt: skip
+    assert told[0].code == "internal_error"
+    assert (store.batches[odd.id].has_output, answers(store, odd)) == (True, ["a"])
+    assert sum(record.exc_info is not None for record in caplog.records) == 3, "each with its trace"
+
+
 async def test_a_full_disk_is_waited_for_and_no_answer_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free, desk = [1 << 40], Desk()
     store = opened(tmp_path, free_bytes=free)
@@ -193,6 +315,7 @@ async def test_a_full_disk_is_waited_for_and_no_answer_is_lost(tmp_path: Path, c
 class Fragile:
     """A desk whose worker dies of the words `poison`, and with it whatever is asked at the time."""
 
+    lost: Reply
     deaths: int = 0
     present: list[str] = field(default_factory=list)
 
@@ -203,11 +326,12 @@ class Fragile:
         if b'"poison"' in line.body:
             self.deaths += 1
         self.present.remove(line.custom_id)
-        return Reply(503, b'{"error": {"code": "worker_lost"}}', "r") if self.deaths > deaths else Reply(200, GOOD, "r")
+        return self.lost if self.deaths > deaths else Reply(200, GOOD, "r")
 
 
-async def test_a_line_that_kills_its_worker_takes_no_other_with_it(tmp_path: Path) -> None:
-    store, desk = opened(tmp_path), Fragile()
+@pytest.mark.parametrize(("status", "code"), [(503, "worker_lost"), (500, "internal_error")])
+async def test_a_line_that_kills_its_worker_or_a_step_takes_no_other_with_it(tmp_path: Path, status: int, code: str) -> None:
+    store, desk = opened(tmp_path), Fragile(Reply(status, json.dumps({"error": {"code": code}}).encode(), "r"))
     batch = await ordered(store, jsonl([request(f"c{number}", "poison" if number in (3, 9) else "x") for number in range(16)]))
     async with running(store, desk):
         await until(is_over(store, batch))

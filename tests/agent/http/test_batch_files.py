@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import socket
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -16,6 +17,7 @@ import openai
 import pytest
 from openai.types import Batch
 
+from agent.http.batches import MOST_OF_ONE
 from agent.http.collaborators import Limits, ServiceFailure
 from agent.http.keys import KeyRules
 from tests.agent.batches.rooms import jsonl, opened, request
@@ -133,6 +135,46 @@ def test_a_form_whose_purpose_comes_last_or_that_is_none(url: str) -> None:
         assert answer.status_code == 400
         assert words in answer.json()["error"]["message"]
     assert len(httpx.get(f"{url}/v1/files", trust_env=False).json()["data"]) == 1
+
+
+def test_a_form_of_many_parts_or_headers(url: str) -> None:
+    field = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    wide = b"--b\r\n" + b"".join(b"X-%d: %s\r\n" % (index, b"y" * 3000) for index in range(3)) + field[5:]
+    for body, words in ((17 * field, "16 parts"), (wide, "8192 bytes")):
+        head = {"Content-Type": "multipart/form-data; boundary=b"}
+        answer = httpx.post(f"{url}/v1/files", content=body + b"--b--\r\n", headers=head, trust_env=False)
+        assert answer.status_code == 400
+        assert words in answer.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_an_upload_is_no_fault(url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    host, _, port = url.removeprefix("http://").partition(":")
+    head = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nContent-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+
+    def told() -> str:
+        return httpx.get(f"{url}/metrics", trust_env=False).text
+
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(head)
+        begins = time.monotonic()
+        while not list(tmp_path.glob("batches/files/.upload.*")):
+            assert time.monotonic() < begins + 60
+            time.sleep(0.02)
+    while "hotspare_client_disconnects_total 1.0" not in told():
+        assert time.monotonic() < begins + 60
+        time.sleep(0.02)
+    assert not list(tmp_path.glob("batches/files/.upload.*"))
+    assert 'endpoint="/v1/files",method="POST",status="500"' not in told()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.anyio
+async def test_a_length_of_many_digits(client: httpx.AsyncClient) -> None:
+    """No server of today lets it through."""
+    body = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+    head = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": "0" * 5000}
+    answer = await client.post("/v1/files", content=body, headers=head)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
 def test_a_file_over_the_limit_is_refused_before_and_while_it_comes(serve: Serve, tmp_path: Path) -> None:
@@ -309,6 +351,18 @@ def test_while_the_node_may_not_answer_batches_wait(api: openai.OpenAI, house: H
     assert until(api, batch, *FINAL).status == "completed"
 
 
+def test_a_line_on_which_the_node_itself_fails_fails_alone(api: openai.OpenAI, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_tokens(*_: Any) -> None:
+        raise KeyError("a holder that is gone")
+
+    house.keys = {hashlib.sha256(b"none").digest(): KeyRules(tokens_per_minute=9)}
+    monkeypatch.setattr("agent.http.allowance.Allowances.overdrawn_s", no_tokens)
+    batch = until(api, order(api, [request("a")]), *FINAL)
+    assert batch.status == "completed"
+    (line,) = lines(api, batch.error_file_id).values()
+    assert (line["response"]["status_code"], line["response"]["body"]["error"]["code"]) == (500, "internal_error")
+
+
 def test_what_passes_is_waited_for(api: openai.OpenAI, house: House) -> None:
     house.text.failure = ServiceFailure("not_ready", "the model is being prepared")
     batch = until(api, order(api, [request("a")]), "in_progress")
@@ -352,6 +406,19 @@ def test_a_key_sees_its_own_only(house: House, serve: Serve) -> None:
         assert lines(one, done.output_file_id)
     with client_of(url, "three") as three:
         refused(three.files.list, 401)
+
+
+def test_one_key_does_not_take_all_places(house: House, serve: Serve) -> None:
+    house.keys = {hashlib.sha256(key).digest(): KeyRules() for key in (b"one", b"two")}
+    house.node.close()
+    url = serve(house)
+    with client_of(url, "one") as one, client_of(url, "two") as two:
+        made = [order(one, [request("a")]) for _ in range(MOST_OF_ONE)]
+        assert "this key" in refused(lambda: order(one, [request("a")]), 429).message
+        order(two, [request("a")])
+        one.batches.cancel(made[0].id)
+        until(one, made[0], *FINAL)
+        order(one, [request("a")])
 
 
 def test_figures_for_prometheus(api: openai.OpenAI, url: str) -> None:
