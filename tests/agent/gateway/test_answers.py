@@ -238,7 +238,10 @@ async def test_equal_requests_in_flight_are_asked_once_and_outlive_the_first_cli
                 assert leader.headers["x-hotspare-cache"] == "miss"
                 for _ in range(5):
                     tasks.start_soon(one)
-                await anyio.sleep(0.2)
+                with anyio.fail_after(30):
+                    while "hotspare_inference_in_flight 6.0" not in (await house.client.get("/metrics")).text:
+                        await anyio.sleep(0.02)
+                await anyio.sleep(0.2)  # from the door to the flight they join
             go_on.set()  # the one who asked first has left
         assert {answer.headers["x-hotspare-cache"] for answer in answers} == {"shared"}
         assert {answer.content for answer in answers} == {b"".join(stream_bytes(model="deepseek-chat"))}
