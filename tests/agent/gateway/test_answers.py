@@ -239,7 +239,7 @@ async def test_equal_requests_in_flight_are_asked_once_and_outlive_the_first_cli
                 for _ in range(5):
                     tasks.start_soon(one)
                 with anyio.fail_after(30):
-                    while "hotspare_inference_in_flight 6.0" not in (await house.client.get("/metrics")).text:
+                    while "hotspare_inference_in_flight 6.0" not in (await house.client.get("/metrics")).text:  # noqa: ASYNC110
                         await anyio.sleep(0.02)
                 await anyio.sleep(0.2)  # from the door to the flight they join
             go_on.set()  # the one who asked first has left
