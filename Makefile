@@ -3,6 +3,8 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 PYTHON38 ?= $(shell for p in python3.8 $$HOME/.pyenv/versions/3.8*/bin/python; do $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 8))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# Tests wait for cameras, brokers and processes more than they compute: one process of them more than there are cores, six at most.
+JOBS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 5 ? cores + 1 : 6)))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROGRAMS := mosquitto nginx
 TEST_PROGRAMS := $(PROGRAMS) chromium chromedriver systemd-analyze redis-server cc
@@ -13,7 +15,7 @@ run: .venv/.ready programs  ## start the demo: the whole product on this machine
 	$(BIN)/hotspare demo
 
 test: .venv/.ready test-programs  ## the tests, with real brokers, balancers, workers, browser and weights
-	@$(call pytest,$(BIN)/python,$(TESTS))
+	@$(call pytest,$(BIN)/python,-n $(JOBS) --dist loadfile $(TESTS))
 
 test-slow: TESTS := --run-slow
 test-slow: test  ## also the tests that take minutes
@@ -85,8 +87,8 @@ packages=$$(echo "$$missing" | sed 's/chromedriver/chromium-driver/; s/systemd-a
 [ -z "$$packages" ] || { echo "installing through apt:$$packages"; $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$packages >/dev/null; }
 endef
 
-# $(call pytest,interpreter,arguments): what failed is run once more. Cameras, brokers and workers live by real time, and a machine that stood
+# $(call pytest,interpreter,arguments): what failed is run once more, in one process. Cameras, brokers and workers live by real time, and a machine that stood
 # still for a second is no fault of theirs; what fails twice is one, and what failed once is still in the first summary.
 define pytest
-$(1) -m pytest $(2) || { [ $$? = 1 ] && echo "once more, what failed:" && $(1) -m pytest --last-failed --last-failed-no-failures none $(2); }
+$(1) -m pytest $(2) || { [ $$? = 1 ] && echo "once more, what failed:" && $(1) -m pytest --last-failed --last-failed-no-failures none $(filter-out -n $(JOBS) --dist loadfile,$(2)); }
 endef
