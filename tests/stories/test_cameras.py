@@ -32,10 +32,10 @@ IMAGE = "hotspare-data/v1/spare-1/belt/image"
 STRIP = ((0.4, 0.1), (0.6, 0.0), (0.55, 1.0), (0.45, 0.9))
 HIDDEN = {"model": "conveyor-detr", "fps": 2.0}
 SECRETS = {
-    "at": "rtsp://admin:p@QQ/w#rd@127.0.0.1:9/live",
-    "slash": "http://admin:QQpa/ss@127.0.0.1:9/live",
-    "query": "http://127.0.0.1:9/live?user=QQ&pwd=QQ",
-    "path": "rtsp://127.0.0.1:9/user=QQadmin_password=QQ_channel=1",
+    "at": "rtsp://admin:p@UUU/w#rd@127.0.0.1:9/live",
+    "slash": "http://admin:UUUpa/ss@127.0.0.1:9/live",
+    "query": "http://127.0.0.1:9/live?user=UUU&pwd=UUU",
+    "path": "rtsp://127.0.0.1:9/user=UUUadmin_password=UUU_channel=1",
 }
 
 ENTITIES = ("image/spare-1/belt_picture", "binary_sensor/spare-1/belt_zone_gate", "binary_sensor/spare-1/belt_zone_gate_ball")
@@ -256,13 +256,13 @@ async def frames(node: Node, path: str, count: int) -> list[bytes]:
 
 
 async def hides_passwords(ear: Ear, node: Node) -> None:
-    """QQ is in every one of them; nobody hears it, and what was shown can be sent back."""
+    """UUU is in every one of them, and in no ULID; nobody hears it, and what was shown can be sent back."""
     for camera, source in SECRETS.items():
         if camera == "slash":
             assert (await ear.order("camera.set", {"id": camera, "settings": {**HIDDEN, "source": source}}))["status"] == "succeeded"
         else:
             assert (await node.client.put(f"/cameras/{camera}", json={**HIDDEN, "source": source})).status_code == 200
-    blank = {**HIDDEN, "source": "rtsp://admin:QQ word@127.0.0.1:9/live"}
+    blank = {**HIDDEN, "source": "rtsp://admin:UUU word@127.0.0.1:9/live"}
     answers = [await node.client.put("/cameras/blank", json=blank), await node.client.put("/cameras/blank", json={**blank, "fps": -1})]
     assert [answer.status_code for answer in answers] == [400, 400]
     assert (await ear.order("camera.set", {"id": "blank", "settings": blank}))["output"] == {"field": "source"}
@@ -281,7 +281,7 @@ async def hides_passwords(ear: Ear, node: Node) -> None:
     answers += [await node.client.get(path) for path in paths]
     heard = [f"{topic} {payload!r}" for topic, payload in ear.said.items() if not topic.endswith("/image")]
     for text in (*(answer.text for answer in answers), *heard, node.log.read_text()):
-        assert "QQ" not in text
+        assert "UUU" not in text
     kept = node.log.with_name("spare-1") / "desired.json"
     assert json.loads(kept.read_bytes())["pipelines"]["at"]["source"] == SECRETS["at"]
     files = [file for file in kept.parent.glob("*") if file.name.split(".")[0] in ("desired", "journal", "cameras", "outbox")]

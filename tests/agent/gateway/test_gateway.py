@@ -355,7 +355,8 @@ async def test_the_clients_leaving_ends_the_request_at_the_primary(setup: Setup)
         await primaries.hang(call)
 
     setup.cloud.behave = slowly
-    setup.policy = replace(setup.policy, budgets=replace(setup.policy.budgets, between_tokens_s=30.0))
+    patient = replace(setup.policy.budgets, first_byte_s=5.0, first_token_s=5.0, between_tokens_s=30.0)
+    setup.policy = replace(setup.policy, budgets=patient)
     async with setup.running(probes=False) as house:
         async with house.client.stream("POST", "/v1/chat/completions", json={**ASKED, "stream": True}) as answer:
             async for _ in answer.aiter_raw():

@@ -181,7 +181,8 @@ def test_each_state_of_a_camera_is_one_line_of_the_log_and_no_attempt_is(bench: 
         pass
     lines = [record.getMessage() for record in caplog.records if record.name == "agent.worker.pipeline"]
     said = [line.split(") is ")[1].partition(":")[0].partition(",")[0] for line in lines]
-    assert said == ["connecting", "streaming", "stalled", "backing_off"]
+    rounds = (len(said) - 1) // 3  # before its server was gone it may have been found again
+    assert rounds and said == ["connecting", *["streaming", "stalled", "backing_off"] * rounds]
     assert lines[2].startswith("camera door (http://…@127.0.0.1") and "was streaming" in lines[2]
     assert not any(secret in line for line in lines for secret in ("s3cret", "hush"))
 
